@@ -1,0 +1,146 @@
+"""The checks of this project; `nox` runs those that a change has to pass, `nox --list` tells of all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["tests", "lint", "types", "docs"]
+
+ROOT: Final = Path(__file__).parent
+SUPPORTED: Final = ("3.11", "3.12", "3.13")
+PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
+
+# torch's default wheel weighs gigabytes, so only the session `torch` installs it.
+TESTED_EXTRAS: Final = ".[arrow,demo,trio,uvloop]"
+
+
+def candidates() -> list[Path]:
+    """Where a supported Python may be: this one, on PATH, and among pyenv's versions, those switched off included."""
+    executable = "python{}.exe" if os.name == "nt" else "python{}"
+    found = [Path(sys.executable)]
+    for folder in os.get_exec_path():
+        found += [Path(folder) / executable.format(version) for version in SUPPORTED]
+    pyenv_root = os.environ.get("PYENV_ROOT")
+    if not pyenv_root and (pyenv := shutil.which("pyenv")):
+        pyenv_root = subprocess.run([pyenv, "root"], capture_output=True, text=True, check=False).stdout.strip()
+    versions = Path(pyenv_root or Path.home() / ".pyenv") / "versions"
+    for version in SUPPORTED:
+        # Plain releases only, the newest first: "3.13.10" before "3.13.9", and no environments made by hand.
+        releases = [path for path in versions.glob(f"{version}.*") if path.name.removeprefix(f"{version}.").isdigit()]
+        releases.sort(key=lambda path: int(path.name.rpartition(".")[2]), reverse=True)
+        found += [path / "bin" / executable.format(version) for path in releases]
+    return [path for path in found if path.is_file()]
+
+
+def version_of(interpreter: Path) -> str | None:
+    """The minor version of *interpreter*; None where it does not run, as a shim of a version that is switched off."""
+    script = "import sys, ctypes, ssl; print(sys.implementation.name, '.'.join(map(str, sys.version_info[:2])))"
+    try:
+        done = subprocess.run(
+            [interpreter, "-c", script], capture_output=True, text=True, check=False, timeout=20, cwd=Path.home()
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    name, _, version = done.stdout.strip().partition(" ")
+    return version if done.returncode == 0 and name == "cpython" else None
+
+
+def interpreters() -> dict[str, Path]:
+    """Find one interpreter for each supported version that this machine has; the one that runs nox comes first."""
+    found: dict[str, Path] = {}
+    for path in candidates():
+        version = version_of(path) if len(found) < len(SUPPORTED) else None
+        if version in SUPPORTED:
+            found.setdefault(version, path)
+    own = "{}.{}".format(*sys.version_info)
+    return dict(sorted(found.items(), key=lambda item: (item[0] != own, item[0])))
+
+
+FOUND: Final = interpreters()
+# A Python newer than those supported must do where no other is found.
+PYTHONS: Final = list(FOUND) or ["{}.{}".format(*sys.version_info)]
+# numpy's stubs follow the oldest Python that numpy supports, so mypy runs on the oldest that we do.
+OLDEST: Final = min(PYTHONS, key=lambda version: int(version.partition(".")[2]))
+
+# nox looks up "3.12" on PATH, where a shim of a version that is switched off may stand in front.
+os.environ["PATH"] = os.pathsep.join([*(str(path.parent) for path in FOUND.values()), os.environ.get("PATH", "")])
+
+
+def group(name: str) -> tuple[str, ...]:
+    """The requirements of one of pyproject.toml's dependency groups."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the whole suite; posargs go to pytest. The first Python tells every failure, the others stop at theirs."""
+    session.install(TESTED_EXTRAS, *group("test"))
+    stop = [] if session.python == PYTHONS[0] else ["-x"]
+    session.run("python", "-m", "pytest", *stop, *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def torch(session: nox.Session) -> None:
+    """Run the tests that need torch, which is large; posargs go to pytest."""
+    session.install(".[trio]", "torch==2.13.0", *group("test"))
+    session.run("python", "-m", "pytest", "-m", "torch", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lint(session: nox.Session) -> None:
+    """Check style, format and the direction of imports; `nox -s lint -- --fix` mends what can be mended."""
+    session.install(*group("lint"))
+    if "--fix" in session.posargs:
+        session.run("ruff", "check", "--fix", ".")
+        session.run("ruff", "format", ".")
+    else:
+        session.run("ruff", "check", ".")
+        session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-cache", "--no-logo", env={"PYTHONPATH": "src"})
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Check the types, strictly; posargs go to mypy."""
+    session.install(TESTED_EXTRAS, *group("types"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build/html; a warning is an error."""
+    session.install(".", *group("docs"))
+    output = ROOT / "docs" / "_build"
+    shutil.rmtree(output, ignore_errors=True)
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", str(output / "html"))
+
+
+@nox.session(python=PYTHONS[0])
+def demo(session: nox.Session) -> None:
+    """Train a federated model on digits, over TCP between processes; posargs go to the script."""
+    session.install(".[demo,uvloop]")
+    session.run("python", "examples/federated_digits.py", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def bench(session: nox.Session) -> None:
+    """Measure; `-- --quick` takes seconds, `-- fan_out --sites 64` runs one script with its own options."""
+    scripts = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+    options = list(session.posargs)
+    chosen = []
+    while options and options[0] in scripts:
+        chosen.append(options.pop(0))
+    if options and not options[0].startswith("-"):
+        session.error(f"no benchmark is named {options[0]!r}; there are: {', '.join(scripts) or 'none'}")
+    session.install(".", *group("bench"))
+    for script in chosen or scripts:
+        session.run("python", "-m", f"benchmarks.{script}", *options)

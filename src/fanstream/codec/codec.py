@@ -1,0 +1,338 @@
+"""Codec: a Shareable to an envelope and buffers, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from ..errors import CodecError
+from ..options import Limits
+from ..shareable import ReservedHeaderKey, ReturnCode, Shareable
+from . import tags
+from .decode import Reader, make_shareable
+from .encode import FREE_BUDGET, Writer
+from .faults import Fault
+from .scan import count_nodes
+from .types import TypeRegistry, default_types
+
+_HEADERS: Final = ReservedHeaderKey.HEADERS
+
+_FLAT_SCALARS: Final = frozenset((type(None), bool, int, float, ReturnCode))
+_flat_types: Final = frozenset((type(None), bool, int, float, str, bytes)).issuperset
+# A flat envelope up to here is sent; beyond it the tree form decides what still travels inline.
+_FLAT_LIMIT: Final = FREE_BUDGET // 2
+# An envelope up to here is decoded without being counted first: it costs at most some 2 MB and 2 ms, whatever it holds.
+_UNCOUNTED: Final = 16 * 1024
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final[Callable[[bytes], Any]] = msgspec.msgpack.Decoder().decode
+_decode_flat: Final = msgspec.msgpack.Decoder(tuple[int, dict[str, Any], dict[str, Any]]).decode
+
+
+class Encoded(msgspec.Struct, frozen=True, eq=False):
+    """An object ready to be sent to any number of sites.
+
+    Attributes:
+        envelope: msgpack, as ``tags.py`` describes it; at most ``limits.envelope`` bytes.
+        buffers: the large data, in order: contiguous, one-dimensional, format ``"B"``, not empty. They share memory
+            with the arrays and bytes of the object that was encoded, unless it was encoded with ``copy=True``.
+        sizes: the bytes of each buffer.
+        total: the bytes of all buffers.
+    """
+
+    envelope: bytes
+    buffers: tuple[memoryview, ...] = ()
+    sizes: tuple[int, ...] = ()
+    total: int = 0
+
+    def __repr__(self) -> str:
+        # T24 of the threat list: no content in reprs, for reprs end up in logs.
+        return f"<Encoded envelope={len(self.envelope)} buffers={len(self.buffers)} total={self.total}>"
+
+
+_EMPTY: Final = Encoded(b"")
+
+
+class Decoding(msgspec.Struct, eq=False):
+    """One object that is being received.
+
+    Attributes:
+        destinations: where the object's buffers belong, in order: writable, one-dimensional, format ``"B"``, one for
+            each size that was announced. Let go of them before the object is handed on: they are views of its memory.
+    """
+
+    destinations: tuple[memoryview, ...] = ()
+    _value: Shareable | None = None
+    _tree: tuple[Reader, Any, Any] | None = None
+
+    def finish(self) -> Shareable:
+        """Make the object, once every destination has been filled; nothing large is copied.
+
+        Returns:
+            A Shareable that nobody else holds; its arrays are writable.
+
+        Raises:
+            CodecError: what was received is not what the envelope says: a text that is not UTF-8, a table that is none.
+            RuntimeError: called before.
+        """
+        value = self._value
+        if value is None:
+            value = self._build()
+        self._value = None
+        return value
+
+    def _build(self) -> Shareable:
+        if self._tree is None:
+            raise RuntimeError("finish() was called before")
+        reader, headers, data = self._tree
+        self._tree = None
+        self.destinations = ()
+        reader.live = True
+        try:
+            value = reader.object(headers, data)
+        except _REFUSALS as exc:
+            _refuse(exc, "decoded")
+        assert value is not None, "no value from a walk with all buffers"
+        return value
+
+    def __repr__(self) -> str:
+        return f"<Decoding destinations={len(self.destinations)}>"
+
+
+class Codec:
+    """Turns objects into envelopes and buffers, and back; holds no state between calls, so one serves all streams.
+
+    Args:
+        limits: what an object may hold, in both directions: ``envelope``, ``depth``, ``nodes``, ``buffers``, ``object``
+            and ``inline``.
+        types: the application's types.
+    """
+
+    __slots__ = ("_flat_limit", "_inline", "_limits", "_types", "_uncounted")
+
+    def __init__(
+        self,
+        limits: Limits = Limits(),  # noqa: B008  # frozen, so all calls may share one
+        types: TypeRegistry = default_types,
+    ) -> None:
+        self._limits = limits
+        self._types = types
+        self._inline = limits.inline
+        # No envelope holds more values than bytes.
+        self._uncounted = min(_UNCOUNTED, limits.nodes, limits.envelope)
+        self._flat_limit = min(_FLAT_LIMIT, self._uncounted)
+
+    def encode(self, value: Mapping[str, Any], *, copy: bool = False) -> Encoded:
+        """Encode an object.
+
+        Args:
+            value: a Shareable, or a mapping that is taken for one.
+            copy: take private copies of its buffers, so that it may be changed at once.
+
+        Raises:
+            UnknownTypeError: it holds a value of a type that does not travel; ``path`` says where.
+            CodecError: it is larger, deeper or more than the limits allow; the message says where.
+        """
+        if type(value) is Shareable:
+            data = value.copy()
+        elif isinstance(value, Mapping):
+            data = dict(value)
+        else:
+            raise CodecError(f"an object is a {type(value).__name__}, expected a Shareable or another mapping")
+        headers = data.pop(_HEADERS, None)
+        if headers is None:
+            headers = {}
+        if not headers and not data and type(headers) is dict:
+            return _EMPTY
+        if type(headers) is dict and self._is_flat(data) and (not headers or self._is_flat(headers)):
+            try:
+                envelope = _encode((tags.FLAT, headers, data))
+            except (OverflowError, UnicodeEncodeError):
+                pass  # an int beyond 64 bits, or a lone surrogate, which the tree form can carry
+            else:
+                if len(envelope) <= self._flat_limit:
+                    return Encoded(envelope)
+        return self._encode_tree(headers, data, copy)
+
+    def encode_value(self, value: Any, *, limit: int | None = None, name: str = "value") -> bytes:
+        """Encode one value of any type that travels, with everything in the result.
+
+        Args:
+            value: the value.
+            limit: the most bytes that the result may have; None means ``limits.envelope``.
+            name: what the value is to the caller; error messages begin with it.
+
+        Raises:
+            UnknownTypeError: it holds a value of a type that does not travel; ``path`` says where.
+            CodecError: it is larger, deeper or more than the limits allow; the message says where.
+        """
+        room = self._limits.envelope if limit is None else limit
+        writer = Writer(self._limits, self._types, inline_only=True, copy=False, nodes=1, room=room)
+        try:
+            result = _encode(writer.node(value, 0))
+            if len(result) > room:
+                raise Fault(f"{len(result)} bytes when encoded, limit {room}")
+        except _REFUSALS as exc:
+            _refuse(exc, "encoded", name)
+        return result
+
+    def decode_value(self, data: bytes | memoryview, *, limit: int | None = None, name: str = "value") -> Any:
+        """Decode what :meth:`encode_value` made.
+
+        Args:
+            data: the bytes; nothing of them is kept.
+            limit: the most bytes it may have; None means ``limits.envelope``.
+            name: what the value is to the caller; error messages begin with it.
+
+        Raises:
+            UnknownTypeError: it holds a value of a type that is not in the registry here.
+            CodecError: it violates the format or a limit.
+        """
+        try:
+            tree = self._tree(data, self._limits.envelope if limit is None else limit)
+            return Reader(self._types, self._limits.depth).node(tree, 0)
+        except _REFUSALS as exc:
+            _refuse(exc, "decoded", name)
+
+    def begin(self, envelope: bytes | memoryview, sizes: Sequence[int]) -> Decoding:
+        """Check what was announced, and allocate the memory that it is to be received into.
+
+        Args:
+            envelope: as in :class:`Encoded`; nothing of it is kept.
+            sizes: the bytes of each buffer that will follow.
+
+        Raises:
+            UnknownTypeError: the object holds a value of a type that is not in the registry here.
+            CodecError: the envelope violates the format or a limit, or does not fit the sizes. Nothing was allocated.
+        """
+        size = len(envelope)
+        if not sizes and size <= self._uncounted:
+            raw = bytes(envelope)
+            if not size:
+                return Decoding((), make_shareable({}, {}))
+            if size > 1 and raw[1] == tags.FLAT:
+                try:
+                    parts = _decode_flat(raw)
+                    _, headers, data = parts
+                    if not _flat_types(map(type, data.values())) or (
+                        headers and not _flat_types(map(type, headers.values()))
+                    ):
+                        raise Fault(_NOT_FLAT)
+                    if _encode(parts) != raw:
+                        raise Fault(_NOT_SHORTEST)
+                    return Decoding((), make_shareable(headers, data))
+                except _REFUSALS as exc:
+                    _refuse(exc, "decoded")
+        try:
+            return self._begin_tree(envelope, sizes)
+        except _REFUSALS as exc:
+            _refuse(exc, "decoded")
+
+    def _is_flat(self, values: dict[Any, Any]) -> bool:
+        inline = self._inline
+        for key, item in values.items():
+            kind = type(item)
+            if kind is str or kind is bytes:
+                if len(item) > inline:
+                    return False
+            elif kind not in _FLAT_SCALARS:
+                return False
+            if type(key) is not str:
+                return False
+        return True
+
+    def _encode_tree(self, headers: Any, data: dict[Any, Any], copy: bool) -> Encoded:
+        limits = self._limits
+        writer = Writer(limits, self._types, inline_only=False, copy=copy, nodes=2, room=limits.envelope)
+        try:
+            envelope = _encode((tags.TREE, *writer.shareable(headers, data, 0)))
+            if len(envelope) > limits.envelope:
+                hint = "it holds all keys, descriptors and small values: send fewer of them in one object"
+                raise Fault(f"the envelope is {len(envelope)} bytes, limit {limits.envelope}; {hint}")
+            writer.check_room(len(envelope))
+        except _REFUSALS as exc:
+            _refuse(exc, "encoded")
+        buffers = tuple(writer.buffers)
+        return Encoded(envelope, buffers, tuple(map(len, buffers)), writer.total)
+
+    def _begin_tree(self, envelope: bytes | memoryview, sizes: Sequence[int]) -> Decoding:
+        limits = self._limits
+        sizes = _check_sizes(sizes, len(envelope), limits)
+        if not len(envelope) and not sizes:
+            return Decoding((), make_shareable({}, {}))
+        tree = self._tree(envelope, limits.envelope)
+        if type(tree) is not list or len(tree) != 3 or type(tree[0]) is not int:
+            raise Fault("malformed envelope: it is not a form, headers and data")
+        form, headers, data = tree
+        if form == tags.FLAT:
+            if type(headers) is not dict or type(data) is not dict:
+                raise Fault("malformed envelope: the flat form is not two maps")
+            if not _flat_types(map(type, data.values())) or not _flat_types(map(type, headers.values())):
+                raise Fault(_NOT_FLAT)
+        elif form != tags.TREE:
+            raise Fault(f"malformed envelope: form {form} is not known to this version")
+        reader = Reader(self._types, limits.depth, sizes)
+        value = reader.object(headers, data)
+        if not sizes:
+            return Decoding((), value)
+        try:
+            destinations = tuple([block.allocate() for block in reader.blocks])
+        except MemoryError as exc:
+            raise Fault(f"no memory for an object of {sum(sizes)} bytes") from exc
+        return Decoding(destinations, None, (reader, headers, data))
+
+    def _tree(self, data: bytes | memoryview, limit: int) -> Any:
+        """Decode msgpack, refusing what is too much before anything is built of it."""
+        if len(data) > limit:
+            raise Fault(f"the envelope is {len(data)} bytes, limit {limit}")
+        raw = bytes(data)
+        if len(raw) > self._uncounted:
+            count_nodes(raw, self._limits.nodes)
+        tree = _decode(raw)
+        # A map with equal keys has lost one of them and is shorter now. That everything else has one spelling too keeps
+        # two receivers from reading one envelope in two ways.
+        if _encode(tree) != raw:
+            raise Fault(_NOT_SHORTEST)
+        return tree
+
+
+_NOT_FLAT: Final = "malformed envelope: the flat form holds a value that is not flat"
+_NOT_SHORTEST: Final = "malformed envelope: a map has equal keys, or something is not in its shortest form"
+
+# Everything that msgspec and Python's own types raise at bad input. An application's encoders and decoders are not
+# among the callers: what they raise has become a Fault already.
+_REFUSALS: Final = (
+    Fault,
+    ValueError,  # msgspec.DecodeError and UnicodeError among others
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,  # RecursionError, and a dict that another thread changes
+    MemoryError,
+    BufferError,
+)
+
+
+def _refuse(exc: BaseException, verb: str, root: str = "") -> NoReturn:
+    """Raise what was caught as a CodecError."""
+    if isinstance(exc, Fault):
+        raise exc.error(root) from exc.__cause__
+    what = f"{root}: " if root else ""
+    if isinstance(exc, RecursionError):
+        raise CodecError(f"{what}cannot be {verb}: containers nest too deep") from None
+    raise CodecError(f"{what}cannot be {verb}: {type(exc).__name__}: {exc}") from exc
+
+
+def _check_sizes(sizes: Sequence[int], envelope: int, limits: Limits) -> tuple[int, ...]:
+    if len(sizes) > limits.buffers:
+        raise Fault(f"{len(sizes)} buffers announced, limit {limits.buffers}")
+    total = envelope
+    for index, size in enumerate(sizes):
+        if type(size) is not int or size < 1:
+            raise Fault(f"buffer {index} is announced with {size!r} bytes, expected at least 1")
+        total += size
+    if total > limits.object:
+        raise Fault(f"the object is {total} bytes, limit {limits.object}")
+    return tuple(sizes)

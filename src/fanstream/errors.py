@@ -1,0 +1,95 @@
+"""Every exception this package raises on purpose.
+
+::
+
+    EngineError
+    ├── TransportError        the bytes could not be carried
+    │   ├── ConnectError      no link could be made
+    │   ├── ClosedError       we closed it ourselves
+    │   └── BrokenError       something outside did
+    ├── ProtocolError         the rules of the wire
+    │   ├── LocalProtocolError   we asked for what is not allowed
+    │   └── RemoteProtocolError  the peer did what is not allowed
+    ├── CodecError            a value that cannot be encoded, or bytes that cannot be decoded
+    │   └── UnknownTypeError  a type that is not in the registry; ``.path`` says where it is
+    ├── SecurityError         security was asked for and cannot be given
+    ├── NameInUseError        another living engine has this site's name
+    └── SiteError             ``.site`` says which; ``__cause__`` says why
+
+Plain ``TypeError`` and ``ValueError`` are raised for wrong arguments, before anything is sent.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """The root of this package's exceptions."""
+
+
+class TransportError(EngineError):
+    """The bytes could not be carried."""
+
+
+class ConnectError(TransportError):
+    """No link could be made to an address."""
+
+
+class ClosedError(TransportError):
+    """This side closed the link, stream or engine before the call."""
+
+
+class BrokenError(TransportError):
+    """Something outside ended the link: the peer died, the network failed, or it fell silent."""
+
+
+class ProtocolError(EngineError):
+    """A rule of the wire was broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This side asked for something that the protocol's state does not allow."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol does not allow.
+
+    Directly from its sender it ends the link; through a hub it ends that stream only, since the hub between is not to blame.
+    """
+
+
+class CodecError(EngineError):
+    """A value cannot be encoded, or bytes cannot be decoded."""
+
+
+class UnknownTypeError(CodecError):
+    """A value of a type that is not in the closed registry.
+
+    Attributes:
+        path: where it stands in the Shareable, such as ``weights['layer1'][0]``.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class SecurityError(EngineError):
+    """Security was asked for and cannot be given; nothing was sent."""
+
+
+class NameInUseError(EngineError):
+    """Another living engine already answers to this site's name."""
+
+
+class SiteError(EngineError):
+    """Something failed at, or on the way to, one site.
+
+    Attributes:
+        site: the site's name.
+        rc: the return code that says what kind of failure it was.
+    """
+
+    def __init__(self, message: str, *, site: str, rc: str) -> None:
+        super().__init__(message)
+        self.site = site
+        self.rc = rc

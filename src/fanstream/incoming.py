@@ -1,0 +1,377 @@
+"""One incoming stream: a consumer's life, from its first object to its end."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Protocol
+
+import anyio
+
+from .abort import AbortSignal
+from .adapters import call, is_async
+from .codec import Codec, Encoded
+from .context import FLContext, StreamContext, StreamContextKey
+from .deadlines import Deadline, Deadlines
+from .errors import CodecError, UnknownTypeError
+from .options import EngineSettings
+from .protocol.events import Aborted, EndAnnounced, Event, Lost, ObjectArrived
+from .protocol.legs import ReceiverLeg
+from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
+from .streaming import ConsumerFactory, ObjectConsumer
+from .wakeup import Face
+
+_log = logging.getLogger(__name__)
+
+_UNWAITED: Final = 256  # objects consumed in a row without waiting, after which the loop gets its turn
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """What an application registered for a channel and topic."""
+
+    factory: ConsumerFactory
+    stream_done_cb: Callable[..., Any] | None = None
+    consumed_cb: Callable[..., Any] | None = None
+    cb_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Host(Protocol):
+    """What an incoming stream needs of its engine."""
+
+    name: str
+    face: Face
+    deadlines: Deadlines
+    codec: Codec
+    settings: EngineSettings
+    limiter: anyio.CapacityLimiter
+
+    async def handling(self, channel: str, topic: str, grace: float) -> Handling | None:
+        """Return what is registered, or will be within *grace* seconds; None if nothing."""
+
+    def receiver_context(self, opener: str, job_id: str, props: Mapping[str, Any], signal: AbortSignal) -> FLContext:
+        """Make the context of an incoming stream."""
+
+
+class _Failure(Exception):
+    """Something went wrong at this site: what the opener is told of it."""
+
+    def __init__(self, rc: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rc = rc
+        self.reason = reason
+
+
+class IncomingStream:
+    """The receiver's side of one stream.
+
+    ``handle`` takes the link's events and never waits; ``run`` is the stream's one task.
+
+    Args:
+        host: the engine.
+        leg: the protocol's end of the stream.
+        body: what came with OPEN, encoded.
+        signal: triggered when the stream is aborted, for consumers that poll; below the engine's run signal.
+    """
+
+    def __init__(self, host: Host, leg: ReceiverLeg, body: bytes, signal: AbortSignal) -> None:
+        self._host = host
+        self._leg = leg
+        self._body = body
+        self._signal = signal
+        self._queue: deque[ObjectArrived] = deque()
+        self._news = host.face.wakeup()
+        self._scope = anyio.CancelScope()
+        self._final: int | None = None
+        self._consumed = 0
+        self._stop: tuple[str, str] | None = None  # return code and reason, once something other than the opener's END
+        self._idle: Deadline | None = None
+        self._last_arrival = host.face.time()
+        self._stream_ctx: StreamContext = {}
+        self._fl_ctx: FLContext
+        self._peer_props: dict[str, Any] = {}
+        self._handling: Handling
+        self._consumer: ObjectConsumer | None = None
+        self._last_rc: str = ReturnCode.OK
+        self._limiter: anyio.CapacityLimiter | None = None  # set when the consumer is synchronous
+        leg.owner = self
+
+    @property
+    def stream_id(self) -> str:
+        """The stream's id, as 32 hexadecimal digits."""
+        return self._leg.opening.stream.hex()
+
+    # --- what the link tells ---
+
+    def handle(self, event: Event) -> None:
+        """Take one event of this stream's leg; never waits."""
+        if type(event) is ObjectArrived:
+            self._queue.append(event)
+            if event.final:
+                self._final = event.seq + 1
+            self._last_arrival = self._host.face.time()
+        elif type(event) is EndAnnounced:
+            self._final = event.count
+            if event.withdraw:
+                self.stop(ReturnCode.OK, "withdrawn")
+        elif type(event) is Aborted:
+            self._leg.ending()
+            self.stop(ReturnCode.TASK_ABORTED, event.reason)
+        elif type(event) is Lost:
+            self.stop(ReturnCode.COMMUNICATION_ERROR, event.reason)
+        self._news.set()
+
+    def stop(self, rc: str, reason: str) -> None:
+        """End the stream at this site with *rc*: consume is cancelled where it waits; the first call counts."""
+        if self._stop is not None:
+            return
+        self._stop = (rc, reason)
+        self._queue.clear()
+        self._signal.trigger(reason)
+        self._scope.cancel()
+
+    def _end_stream(self, rc: str, fl_ctx: FLContext | None = None) -> None:
+        """What the application finds under END_STREAM: may be called from any thread, and does not block."""
+        self._host.face.call_from_anywhere(partial(self.stop, rc, "ended by the receiver"))
+
+    # --- the stream's task ---
+
+    async def run(self) -> None:
+        """Live until the stream has ended at this site and the opener has been told."""
+        leg, opening = self._leg, self._leg.opening
+        end: tuple[str, str] | None = (ReturnCode.TASK_ABORTED, "the engine ended")  # unless something else ends it
+        try:
+            with self._scope:
+                grace = self._host.settings.registration_grace
+                handling = await self._host.handling(opening.channel, opening.topic, grace)
+                if handling is None:
+                    leg.refuse(ReturnCode.TOPIC_UNKNOWN, f"nothing is registered for {opening.channel}/{opening.topic}")
+                    end = None
+                    return
+                self._handling = handling
+                self._read_opening()
+                self._watch_idle()
+                unsubscribe = self._signal.subscribe(partial(self.stop, ReturnCode.TASK_ABORTED, "run aborted"))
+                try:
+                    if await self._consume_all():
+                        end = None
+                        return
+                finally:
+                    unsubscribe()
+            end = self._stop or (ReturnCode.OK, "")
+        except _Failure as failure:
+            end = self._stop or (failure.rc, failure.reason)
+        finally:
+            if self._idle is not None:
+                self._host.deadlines.cancel(self._idle)
+            if end is not None:
+                await self._end(*end)
+
+    def _read_opening(self) -> None:
+        leg = self._leg
+        try:
+            body = self._host.codec.decode_value(self._body)
+            context, props, job = body["stream_ctx"], body["props"], body["job"]
+            if not (isinstance(context, dict) and isinstance(props, dict) and isinstance(job, str)):
+                raise TypeError("its parts are of the wrong types")
+        except (CodecError, TypeError, KeyError) as exc:
+            raise _Failure(ReturnCode.BAD_REQUEST_DATA, f"OPEN's body cannot be read: {exc}") from exc
+        self._body = b""
+        context.pop(StreamContextKey.RC, None)
+        context[StreamContextKey.CHANNEL] = leg.opening.channel
+        context[StreamContextKey.TOPIC] = leg.opening.topic
+        context[StreamContextKey.END_STREAM] = self._end_stream
+        self._stream_ctx = context
+        self._peer_props = props
+        self._fl_ctx = self._host.receiver_context(leg.opener, job, props, self._signal)
+
+    def _watch_idle(self) -> None:
+        limit = self._host.settings.idle_timeout
+        if limit is None:
+            return
+        quiet_until = self._last_arrival + limit
+
+        def look(now: float) -> None:
+            if self._last_arrival + limit <= now and not self._queue:
+                self.stop(ReturnCode.TIMEOUT, f"nothing came for {limit} s")
+            else:
+                self._watch_idle()
+
+        self._idle = self._host.deadlines.at(max(quiet_until, self._host.face.time() + 0.001), look)
+
+    async def _next(self) -> ObjectArrived | None:
+        """Wait for the next object; None once there are no more."""
+        while not self._queue:
+            if self._final is not None and self._consumed >= self._final:
+                return None
+            await self._news.wait()
+        return self._queue.popleft()
+
+    async def _consume_all(self) -> bool:
+        """Consume until the end.
+
+        Returns:
+            True when this site ended the stream itself, and the opener has been told.
+        """
+        arrived = await self._next()
+        if arrived is None:
+            return False
+        consumer = await self._get_consumer(arrived)
+        consume = consumer.consume if self._limiter is None else partial(call, consumer.consume, limiter=self._limiter)
+        unwaited = 0
+        while arrived is not None:
+            go_on, reply, failure = await self._consume(consume, arrived)
+            self._consumed = arrived.seq + 1
+            self._leg.release(arrived.size)
+            if self._stop is not None:  # a synchronous consumer that was aborted has returned
+                return False
+            if not go_on:
+                await self._end_early(arrived.seq, reply, failure)
+                return True
+            self._leg.reply(arrived.seq, reply)
+            unwaited = unwaited + 1 if self._queue else 0
+            if unwaited > _UNWAITED:
+                unwaited = 0
+                await anyio.lowlevel.checkpoint()
+            arrived = await self._next()
+        return False
+
+    async def _get_consumer(self, arrived: ObjectArrived) -> ObjectConsumer:
+        """Make the consumer; a failure answers the first object and ends the stream here."""
+        try:
+            consumer = await call(
+                self._handling.factory.get_consumer, self._stream_ctx, self._fl_ctx, limiter=self._host.limiter
+            )
+            if not callable(getattr(consumer, "consume", None)):
+                raise TypeError(f"get_consumer returned {type(consumer).__name__}, expected an ObjectConsumer")
+        except Exception as exc:
+            failure = self._report(exc, "get_consumer")
+            self._answer_last(arrived.seq, make_reply(failure.rc, {"reason": failure.reason}))
+            raise failure from exc
+        if not is_async(consumer.consume):
+            self._limiter = self._host.limiter
+        self._consumer = consumer
+        return consumer  # type: ignore[no-any-return]  # duck-typed, as checked above
+
+    async def _consume(
+        self, consume: Callable[..., Any], arrived: ObjectArrived
+    ) -> tuple[bool, Encoded, _Failure | None]:
+        """Consume one object.
+
+        Returns:
+            Whether to go on, the encoded reply, and what went wrong if something did.
+        """
+        value = arrived.value
+        try:
+            if isinstance(value, UnknownTypeError):
+                raise _Failure(ReturnCode.BAD_REQUEST_DATA, str(value)) from value
+            value.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props
+            result = await consume(value, self._stream_ctx, self._fl_ctx)
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise TypeError(f"consume returned {type(result).__name__}, expected a tuple (go on, reply)")
+            go_on, reply = result
+            if reply is None:
+                reply = make_reply(ReturnCode.OK)
+            elif not isinstance(reply, Shareable):
+                raise TypeError(f"consume returned a reply of type {type(reply).__name__}, expected Shareable")
+            callback = self._handling.consumed_cb
+            if callback is not None:
+                await call(
+                    callback, (go_on, reply), self._stream_ctx, self._fl_ctx, limiter=self._limiter,
+                    **self._handling.cb_kwargs,
+                )  # fmt: skip
+            jar = value.headers.get(ReservedHeaderKey.COOKIE_JAR)
+            if jar is not None and reply.get_cookie_jar() is None:
+                reply.set_cookie_jar(jar)
+            encoded = self._host.codec.encode(reply)
+        except Exception as exc:
+            failure = exc if isinstance(exc, _Failure) else self._report(exc, "consume")
+            return False, self._host.codec.encode(make_reply(failure.rc, {"reason": failure.reason})), failure
+        if not go_on:
+            self._last_rc = reply.get_return_code()
+        return bool(go_on), encoded, None
+
+    async def _end_early(self, seq: int, reply: Encoded, failure: _Failure | None) -> None:
+        """End the stream at this site's own wish: the end runs first, then the reply leaves and carries it."""
+        rc, reason = (self._last_rc, "") if failure is None else (failure.rc, failure.reason)
+        with anyio.CancelScope(shield=True):
+            rc, reason, result = await self._finish(rc, reason)
+        if not self._gone:
+            self._leg.reply(seq, reply, final=True)
+            self._leg.ended(rc, reason, result)
+
+    def _answer_last(self, seq: int, reply: Shareable) -> None:
+        if not self._gone:
+            self._leg.reply(seq, self._host.codec.encode(reply), final=True)
+
+    @property
+    def _gone(self) -> bool:
+        """Whether nobody is left to be told."""
+        return self._leg.closed
+
+    def _report(self, exc: BaseException, what: str) -> _Failure:
+        """Log a failure of the application's code, and make what the opener is told: no details, a number to ask for."""
+        correlation = secrets.token_hex(4)
+        opening = self._leg.opening
+        _log.error(
+            "%s failed on stream %s of %s (%s/%s), correlation id %s",
+            what, self.stream_id, opening.opener, opening.channel, opening.topic, correlation,
+            exc_info=exc,
+        )  # fmt: skip
+        return _Failure(ReturnCode.EXECUTION_EXCEPTION, f"{what} failed at {self._host.name}, correlation id {correlation}")
+
+    async def _end(self, rc: str, reason: str) -> None:
+        """Finalize, and acknowledge the end."""
+        with anyio.CancelScope(shield=True):
+            rc, reason, result = await self._finish(rc, reason)
+        if not self._gone:
+            self._leg.ended(rc, reason, result)
+
+    async def _finish(self, rc: str, reason: str) -> tuple[str, str, bytes]:
+        """Run finalize, ``stream_done_cb`` and ``return_consumer``, each whatever the one before did.
+
+        Returns:
+            The return code of the end, why, and the encoded end result.
+        """
+        consumer = self._consumer
+        if consumer is None:
+            return rc, reason, b""
+        handling, context, fl_ctx, limiter = self._handling, self._stream_ctx, self._fl_ctx, self._limiter
+        context[StreamContextKey.RC] = rc
+        failure: _Failure | None = None
+        result: Any = None
+        timeout = self._host.settings.finalize_timeout
+        with anyio.move_on_after(timeout) as bound:
+            finalize = getattr(consumer, "finalize", None)
+            if finalize is not None:
+                try:
+                    await call(finalize, context, fl_ctx, limiter=limiter)
+                except Exception as exc:
+                    failure = self._report(exc, "finalize")
+                    context[StreamContextKey.RC] = failure.rc
+            if handling.stream_done_cb is not None:
+                try:
+                    result = await call(handling.stream_done_cb, context, fl_ctx, limiter=limiter, **handling.cb_kwargs)
+                except Exception as exc:
+                    failure = failure or self._report(exc, "stream_done_cb")
+            give_back = getattr(handling.factory, "return_consumer", None)
+            if give_back is not None:
+                try:
+                    await call(give_back, consumer=consumer, stream_ctx=context, fl_ctx=fl_ctx, limiter=limiter)
+                except Exception as exc:
+                    self._report(exc, "return_consumer")
+        if bound.cancelled_caught:
+            failure = failure or self._report(TimeoutError(f"longer than {timeout} s"), "the end")
+        encoded = b""
+        if result is not None:
+            try:
+                encoded = self._host.codec.encode_value(result, limit=self._host.settings.limits.envelope)
+            except CodecError as exc:
+                failure = failure or self._report(exc, "encoding the value of stream_done_cb")
+        if failure is not None:
+            return failure.rc, failure.reason, encoded
+        return rc, reason, encoded

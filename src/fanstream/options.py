@@ -1,0 +1,191 @@
+"""What can be set: per stream (StreamOptions), per engine (EngineSettings), and the limits that protect it (Limits).
+
+All are frozen, refuse unknown keys, and are read once at the edge. Sizes are in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """A gather that is complete once *k* sites have replied.
+
+    Raises:
+        ValueError: *k* is not a positive whole number.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
+            raise ValueError(f"Quorum: k is {self.k!r}, expected a whole number of at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A straggler policy: drop a site after *n* objects in a row that it did not answer in time.
+
+    Raises:
+        ValueError: *n* is not a positive whole number.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
+            raise ValueError(f"Drop: n is {self.n!r}, expected a whole number of at least 1")
+
+
+Gather = Literal["all", "first"] | Quorum
+Straggler = Literal["wait"] | Drop
+
+
+class StreamOptions(_Frozen):
+    """How one outgoing stream runs, beyond the arguments of ``stream_objects``.
+
+    Attributes:
+        window: how many objects may be in flight: produced and not yet through ``process_replies``.
+        gather: when an object's gather is complete: ``"all"`` sites, the ``"first"``, or ``Quorum(k)``; or at its deadline.
+        straggler: what happens to a site that stays behind: ``"wait"`` for it (up to *stall_timeout*), or ``Drop(n)``.
+        max_lag: how far beyond the window a site's unanswered objects may pile up before it holds the stream; None means
+            the window again.
+        stall_timeout: how long a site at that limit may hold the stream before it is dropped.
+        end_timeout: how long the sites' acknowledgements of the end are waited for.
+        connect_grace: how long a site that is not reachable yet is waited for at the start; 0 does not wait.
+        resume_window: how long a broken link may take to come back; 0 until streams can be resumed.
+        copy_objects: take a private copy of an object's buffers when it is encoded, so that they may be changed at once.
+            Its alias, and its name in the constructor, is ``copy``.
+        timeout: an object's timeout where the producer names none (the plain shapes).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
+
+    window: Annotated[int, Field(ge=1, le=4096)] = 1
+    gather: Gather = "all"
+    straggler: Straggler = "wait"
+    max_lag: Annotated[int, Field(ge=0, le=4096)] | None = None
+    stall_timeout: Seconds = 60.0
+    end_timeout: Seconds = 10.0
+    connect_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    resume_window: Annotated[float, Field(ge=0, le=0)] = 0.0
+    copy_objects: Annotated[bool, Field(alias="copy")] = False
+    timeout: Seconds = 60.0
+
+    @property
+    def backlog(self) -> int:
+        """The most objects that one site may leave unanswered."""
+        return self.window + (self.window if self.max_lag is None else self.max_lag)
+
+
+class Limits(_Frozen):
+    """What a peer may make this engine hold, parse or wait for (threats T12, T14, T15, T17 and T18).
+
+    Attributes:
+        frame: payload bytes of one CHUNK.
+        control: bytes of a control frame's body.
+        envelope: bytes of an object's msgpack envelope, without its out-of-band buffers.
+        routing: bytes of an OPEN's routing part.
+        opening: bytes of an OPEN's body (``stream_ctx`` and the opener's public props).
+        object: bytes of one object, envelope and buffers together.
+        buffers: out-of-band buffers of one object.
+        depth: nesting of containers in one object.
+        nodes: values in one object's envelope.
+        inline: bytes up to which a buffer travels inside the envelope.
+        small_object: bytes up to which an object needs no reservation before it is sent.
+        streams: open streams of one origin site.
+        backlog: unanswered objects of one incoming stream.
+        origin_bytes: bytes reserved for one origin site's objects.
+        engine_bytes: bytes reserved for all objects of this engine.
+        window: bytes in flight of one stream between two engines (the wire window).
+        relay_window: the same for a stream that a hub only forwards.
+        relay_bytes: bytes that a hub holds for all the streams it forwards.
+        hello: bytes of a peer's first frame.
+        hello_timeout: how long the handshake may take.
+        half_open: links of a listener whose handshake has not ended.
+    """
+
+    frame: Annotated[int, Field(ge=4 * KIB, le=64 * MIB)] = MIB
+    control: Annotated[int, Field(ge=KIB)] = 16 * KIB
+    envelope: Annotated[int, Field(ge=KIB)] = 256 * KIB
+    routing: Annotated[int, Field(ge=KIB)] = 64 * KIB
+    opening: Annotated[int, Field(ge=KIB)] = 256 * KIB
+    object: Annotated[int, Field(ge=64 * KIB)] = 64 * GIB
+    buffers: Annotated[int, Field(ge=1, le=1_000_000)] = 20_000
+    depth: Annotated[int, Field(ge=1, le=100)] = 32
+    nodes: Annotated[int, Field(ge=1)] = 20_000
+    inline: Annotated[int, Field(ge=0, le=64 * KIB)] = 4 * KIB
+    small_object: Annotated[int, Field(ge=0, le=MIB)] = 64 * KIB
+    streams: Annotated[int, Field(ge=1)] = 4096
+    backlog: Annotated[int, Field(ge=2)] = 8192
+    origin_bytes: Annotated[int, Field(ge=64 * KIB)] = 256 * MIB
+    engine_bytes: Annotated[int, Field(ge=64 * KIB)] = GIB
+    window: Annotated[int, Field(ge=64 * KIB)] = 32 * MIB
+    relay_window: Annotated[int, Field(ge=64 * KIB)] = 2 * MIB
+    relay_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
+    hello: Annotated[int, Field(ge=KIB)] = 64 * KIB
+    hello_timeout: Seconds = 10.0
+    half_open: Annotated[int, Field(ge=1)] = 128
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.engine_bytes < self.origin_bytes:
+            raise ValueError(f"engine_bytes is {self.engine_bytes}, less than origin_bytes of {self.origin_bytes}")
+        if self.window < self.frame:
+            raise ValueError(f"window is {self.window}, less than one frame of {self.frame}")
+        return self
+
+
+class EngineSettings(_Frozen):
+    """How one engine runs.
+
+    Attributes:
+        limits: what peers may make it hold, parse or wait for.
+        heartbeat: a link that has sent nothing for so long sends a PING.
+        silence: a link that has received nothing for so long is closed; any byte is life.
+        probe_timeout: how long an old link may take to answer when another incarnation claims its name.
+        registration_grace: how long an incoming stream waits for its channel and topic to be registered.
+        idle_timeout: an incoming stream that receives nothing for so long ends with TIMEOUT; None means never.
+        finalize_timeout: how long ``finalize``, ``stream_done_cb`` and ``return_consumer`` may take together.
+        abort_timeout: how long the sites' acknowledgements of an ABORT are waited for.
+        shutdown_timeout: how long leaving the engine may take.
+        retry_first, retry_max: the first and the longest pause between two attempts to dial.
+        allow_plain_tcp: permit ``tcp://`` on an address that is not loopback: no privacy, no identity.
+        public_props: props that every context of this engine shows to its peers.
+        workers: threads for synchronous producers and consumers.
+    """
+
+    limits: Limits = Limits()
+    heartbeat: Seconds = 5.0
+    silence: Seconds = 15.0
+    probe_timeout: Seconds = 2.0
+    registration_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    idle_timeout: Seconds | None = None
+    finalize_timeout: Seconds = 30.0
+    abort_timeout: Seconds = 2.0
+    shutdown_timeout: Seconds = 30.0
+    retry_first: Seconds = 0.05
+    retry_max: Seconds = 15.0
+    allow_plain_tcp: bool = False
+    public_props: dict[str, str] = {}
+    workers: Annotated[int, Field(ge=1)] = 40
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.silence <= self.heartbeat:
+            raise ValueError(f"silence is {self.silence} s, not longer than heartbeat of {self.heartbeat} s")
+        return self

@@ -1,0 +1,519 @@
+"""One outgoing stream: its sites, its window, its deadlines, its end. Who makes the objects is ``producing.py``'s matter."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, Protocol
+
+import anyio
+
+from .abort import AbortSignal
+from .codec import Codec
+from .context import FLContext, StreamContext, StreamContextKey
+from .deadlines import Deadline, Deadlines
+from .errors import ClosedError, CodecError, LocalProtocolError, UnknownTypeError
+from .names import check_site
+from .options import Drop, EngineSettings, StreamOptions
+from .protocol.bodies import Opening
+from .protocol.core import LinkCore
+from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArrived
+from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, Standing
+from .protocol.legs import OpenerLeg
+from .shareable import ReturnCode, Shareable, make_reply
+from .streaming import SiteResult, StreamResult, Timeout
+from .wakeup import Face, Wakeup
+
+_MAX_TIMEOUT = 2**32 / 1000 - 1  # seconds: what the wire's millisecond field holds, about 49 days
+
+
+class Host(Protocol):
+    """What a stream needs of its engine."""
+
+    name: str
+    face: Face
+    deadlines: Deadlines
+    codec: Codec
+    settings: EngineSettings
+
+    async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
+        """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
+
+
+def check_timeout(timeout: Timeout, argument: str = "timeout") -> float:
+    """Return a timeout in seconds.
+
+    Raises:
+        TypeError: it is no number and no timedelta.
+        ValueError: it is not positive and finite, or too long for the wire.
+    """
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"{argument} is {timeout!r} of type {type(timeout).__name__}, expected seconds or a timedelta")
+    seconds = float(timeout)
+    if not math.isfinite(seconds) or seconds <= 0 or seconds > _MAX_TIMEOUT:
+        raise ValueError(f"{argument} is {timeout!r}, expected a positive number of seconds up to {_MAX_TIMEOUT:.0f}")
+    return seconds
+
+
+class Offer:
+    """One reply as it arrived; ``late`` if its object's deadline had passed."""
+
+    __slots__ = ("late", "reply", "seq", "site")
+
+    def __init__(self, site: str, seq: int, reply: Shareable, late: bool) -> None:
+        self.site = site
+        self.seq = seq
+        self.reply = reply
+        self.late = late
+
+
+class OutgoingStream:
+    """The opener's side of one stream.
+
+    Objects are sent with ``room`` and ``dispatch``; ``end``, ``abort`` and ``result`` finish it. One task uses it, or two
+    that share the work of producing and judging.
+
+    Args:
+        host: the engine.
+        channel, topic: the stream's address.
+        stream_ctx: the caller's own dict; its entries travel with OPEN.
+        targets: site names, checked.
+        fl_ctx: the opener's context; its public props travel with OPEN.
+        options: how the stream runs.
+        optional: sites that do not take the stream are skipped.
+        signal: triggered to abort the stream.
+
+    Attributes:
+        on_news: called when a reply or an end may have changed what the judging task waits for.
+        offers: replies as they arrived, kept only while ``keep_offers`` is set.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        channel: str,
+        topic: str,
+        stream_ctx: StreamContext,
+        targets: Sequence[str],
+        fl_ctx: FLContext,
+        options: StreamOptions,
+        *,
+        optional: bool,
+        signal: AbortSignal,
+    ) -> None:
+        self._host = host
+        self._options = options
+        self._optional = optional
+        self._legs: dict[str, OpenerLeg] = {}
+        self._gathering = Gathering(targets, options.gather, options.backlog)
+        self._started = host.face.time()
+        self._room = host.face.wakeup()
+        self._changed = host.face.wakeup()
+        self._unended: set[str] = set()  # sites whose acknowledgement of the end, or of the abort, is awaited
+        self._ending = False
+        self._aborted = False
+        self._rc_of_abort: str | None = None
+        self._stalls: dict[str, Deadline] = {}
+        self._held: dict[int, list[tuple[OpenerLeg, int]]] = {}  # reply reservations, until their flight is judged
+        self._released: dict[int, list[anyio.Event]] = {}
+        self._stream_ctx = stream_ctx
+        self.fl_ctx = fl_ctx
+        self.signal = signal
+        self.in_flight = 0
+        self.keep_offers = False
+        self.offers: deque[Offer] = deque()
+        self.on_news: Callable[[], object] = _nothing
+        stream_ctx[StreamContextKey.CHANNEL] = channel
+        stream_ctx[StreamContextKey.TOPIC] = topic
+        self._opening = Opening(os.urandom(16), host.name, [], channel, topic, options.backlog, optional)
+
+    @property
+    def stream_id(self) -> str:
+        """The stream's id, as 32 hexadecimal digits."""
+        return self._opening.stream.hex()
+
+    def wakeup(self) -> Wakeup:
+        """Make a wake-up of the engine's loop."""
+        return self._host.face.wakeup()
+
+    @property
+    def gathering(self) -> Gathering:
+        """The account of this stream."""
+        return self._gathering
+
+    # --- opening ---
+
+    def encode_opening(self) -> bytes:
+        """Encode what travels with OPEN.
+
+        Raises:
+            CodecError: ``stream_ctx`` or a public prop cannot be sent, or both together are too large.
+        """
+        hidden = (StreamContextKey.RC, StreamContextKey.END_STREAM)
+        context = {key: value for key, value in self._stream_ctx.items() if key not in hidden}
+        props = {**self._host.settings.public_props, **self.fl_ctx.get_all_public_props()}
+        body = {"stream_ctx": context, "props": props, "job": self.fl_ctx.get_job_id()}
+        return self._host.codec.encode_value(body, limit=self._host.settings.limits.opening)
+
+    async def open(self, body: bytes) -> None:
+        """Open the stream at every site that can be reached; nothing is awaited from them."""
+        names = list(self._gathering.sites)
+        links = await self._host.reach(names, self._options.connect_grace)
+        for name in names:
+            link = links.get(name)
+            try:
+                if link is None:
+                    raise LocalProtocolError(f"{name} cannot be reached")
+                opening = Opening(
+                    self._opening.stream,
+                    self._opening.opener,
+                    [name],
+                    self._opening.channel,
+                    self._opening.topic,
+                    self._opening.backlog,
+                    self._opening.optional,
+                )
+                leg = link.open(opening, 0, body)
+            except LocalProtocolError as exc:
+                self._gathering.leave(
+                    name, Standing.UNREACHABLE, ReturnCode.COMMUNICATION_ERROR, Outcome.UNREACHABLE, str(exc)
+                )
+                continue
+            leg.owner = self
+            self._legs[name] = leg
+
+    # --- sending ---
+
+    async def room(self) -> bool:
+        """Wait until another object may be produced; False once no site is left that wants any.
+
+        A site whose backlog is full holds the stream, until it answers or its stall timeout drops it.
+        """
+        gathering, options = self._gathering, self._options
+        while True:
+            if gathering.finished:
+                return False
+            if self.in_flight < options.window:
+                if not gathering.at_limit:
+                    return True
+                self._watch_stalls()
+            await self._room.wait()
+
+    def _watch_stalls(self) -> None:
+        for name in self._gathering.at_limit:
+            if name not in self._stalls:
+                when = self._host.face.time() + self._options.stall_timeout
+                self._stalls[name] = self._host.deadlines.at(when, partial(self._stalled, name))
+
+    def _stalled(self, name: str, now: float) -> None:
+        del self._stalls[name]
+        if name in self._gathering.at_limit:
+            self._drop(name, f"left {self._options.backlog} objects unanswered for {self._options.stall_timeout} s")
+
+    def _drop(self, name: str, reason: str) -> None:
+        self._leave(name, Standing.DROPPED, ReturnCode.TIMEOUT, Outcome.ABORTED, reason)
+        leg = self._legs.pop(name, None)
+        if leg is not None:
+            leg.abort(ReturnCode.TIMEOUT, self._host.name, reason)
+            leg.close()
+
+    def dispatch(self, obj: Shareable, timeout: float, *, final: bool = False) -> Flight:
+        """Encode an object once and send it to every active site; never waits.
+
+        Args:
+            obj: the object.
+            timeout: how long each site may take, in seconds.
+            final: no object follows.
+
+        Raises:
+            CodecError: the object cannot be sent.
+            ClosedError: the stream has ended.
+        """
+        if self._ending or self._aborted:
+            raise ClosedError(f"stream {self.stream_id} has ended")
+        host = self._host
+        encoded = host.codec.encode(obj, copy=self._options.copy_objects)
+        gathering = self._gathering
+        flight = gathering.launch(len(encoded.envelope) + encoded.total)
+        self.in_flight += 1
+        seq = flight.seq
+        if flight.waiting:
+            flight.timer = host.deadlines.at(host.face.time() + timeout, partial(self._expire, flight))
+            milliseconds = max(1, int(timeout * 1000))
+            for name in gathering.active:
+                self._legs[name].send(seq, encoded, milliseconds, final=final)
+        return flight
+
+    def _expire(self, flight: Flight, now: float) -> None:
+        flight.timer = None
+        policy = self._options.straggler
+        for site in self._gathering.expire(flight):
+            if isinstance(policy, Drop) and site.misses >= policy.n and site.name in self._gathering.active:
+                self._drop(site.name, f"did not answer {site.misses} objects in a row in time")
+        self._after(flight)
+        self.on_news()
+        self._room.set()
+
+    def judged(self, flight: Flight) -> None:
+        """The application has seen a flight's replies: its place in the window, and the replies' memory, are free."""
+        self.in_flight -= 1
+        for leg, size in self._held.pop(flight.seq, ()):
+            leg.inbound.release(size)
+        self._gathering.judged(flight)
+        self._after(flight)
+        self._room.set()
+
+    def _after(self, flight: Flight) -> None:
+        """Do what follows once a flight's sites have all settled or answered."""
+        if not flight.waiting and flight.timer is not None:
+            self._host.deadlines.cancel(flight.timer)
+            flight.timer = None
+        if flight.unanswered == 0 and self._released:
+            for event in self._released.pop(flight.seq, ()):
+                event.set()
+
+    async def released(self, seq: int) -> None:
+        """Wait until the engine no longer needs the buffers of an object: every site has answered it, or is gone."""
+        flight = self._gathering.flights.get(seq)
+        if flight is None or flight.unanswered == 0:
+            await anyio.lowlevel.checkpoint()
+            return
+        event = anyio.Event()
+        self._released.setdefault(seq, []).append(event)
+        await event.wait()
+
+    # --- what the links tell ---
+
+    def handle(self, event: Event) -> None:
+        """Take one event of one of this stream's legs; never waits."""
+        if type(event) is ReplyArrived:
+            self._on_reply(event)
+        elif type(event) is Ended:
+            self._on_ended(event)
+        elif type(event) is EndingBegun:
+            self._acknowledged(event.leg.site)
+        elif type(event) is Refused:
+            self._on_refused(event)
+        elif type(event) is Lost:
+            self._on_lost(event)
+
+    def _on_reply(self, event: ReplyArrived) -> None:
+        leg, seq = event.leg, event.seq
+        name = leg.site
+        gathering = self._gathering
+        flight = gathering.flights.get(seq)
+        if name not in gathering.active or flight is None:
+            leg.inbound.release(event.size)
+            return
+        reply: Shareable = event.value
+        if isinstance(reply, UnknownTypeError):
+            reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR, {"reason": str(reply)})
+        late = gathering.reply(name, seq, reply) is Arrived.LATE
+        if self.keep_offers and not self._ending:
+            self.offers.append(Offer(name, seq, reply, late))
+            self.on_news()
+        if event.size > 4096 and not late and name in flight.replies:
+            self._held.setdefault(seq, []).append((leg, event.size))
+        else:
+            leg.inbound.release(event.size)
+        if self._stalls:
+            stall = self._stalls.pop(name, None)
+            if stall is not None:
+                self._host.deadlines.cancel(stall)
+        self._after(flight)
+        self._room.set()
+        if event.final:
+            self._leave(name, Standing.FINISHED, ReturnCode.OK, Outcome.NOT_SENT)
+
+    def _leave(self, name: str, standing: Standing, rc: str, outcome: Outcome, reason: str = "") -> None:
+        """A site takes no more part; see to all flights that waited for it."""
+        waited = list(self._gathering.flights.values())
+        self._gathering.leave(name, standing, rc, outcome, reason)
+        for flight in waited:
+            self._after(flight)
+        self.on_news()
+        self._room.set()
+
+    def _on_refused(self, event: Refused) -> None:
+        name = event.leg.site
+        self._legs.pop(name, None)
+        if event.rc == ReturnCode.COMMUNICATION_ERROR:
+            self._leave(name, Standing.UNREACHABLE, event.rc, Outcome.UNREACHABLE, event.reason)
+        elif self._optional:
+            self._leave(name, Standing.SKIPPED, ReturnCode.OK, Outcome.NOT_SENT, event.reason)
+        else:
+            self._leave(name, Standing.REFUSED, event.rc, Outcome.REFUSED, event.reason)
+        self._acknowledged(name)
+
+    def _on_lost(self, event: Lost) -> None:
+        name = event.leg.site
+        self._legs.pop(name, None)
+        rc = ReturnCode.COMMUNICATION_ERROR
+        if name in self._gathering.active:
+            self._leave(name, Standing.UNREACHABLE, rc, Outcome.LOST, event.reason)
+        elif not self._gathering.sites[name].ended:
+            self._gathering.end(name, rc, None, event.reason)
+        self._acknowledged(name)
+
+    def _on_ended(self, event: Ended) -> None:
+        name = event.leg.site
+        self._legs.pop(name, None)
+        result: Any = None
+        rc, reason = event.rc, event.reason
+        if event.result:
+            try:
+                result = self._host.codec.decode_value(event.result)
+            except CodecError as exc:
+                rc, reason = ReturnCode.EXECUTION_RESULT_ERROR, f"end_result cannot be decoded: {exc}"
+        by_itself = rc == ReturnCode.OK and not (self._ending or self._aborted)
+        outcome = Outcome.NOT_SENT if by_itself else Outcome.ABORTED
+        self._leave(name, Standing.FINISHED, ReturnCode.OK, outcome)
+        self._gathering.end(name, rc, result, reason)
+        self._acknowledged(name)
+
+    def _acknowledged(self, name: str) -> None:
+        self._unended.discard(name)
+        self._changed.set()
+
+    # --- ending ---
+
+    async def end(self, *, withdraw: bool) -> None:
+        """End the stream everywhere, and wait for the acknowledgements, up to the end timeout.
+
+        Args:
+            withdraw: objects that were not consumed yet are taken back.
+        """
+        self._ending = True
+        for leg in self._legs.values():
+            leg.end(withdraw=withdraw)
+        self._unended = set(self._legs)
+        with anyio.move_on_after(self._options.end_timeout):
+            while self._unended:
+                await self._changed.wait()
+        for name in list(self._legs):
+            reason = f"did not acknowledge the end within {self._options.end_timeout} s"
+            leg = self._legs.pop(name)
+            leg.abort(ReturnCode.TIMEOUT, self._host.name, reason)
+            leg.close()
+            self._leave(name, Standing.DROPPED, ReturnCode.TIMEOUT, Outcome.ABORTED, reason)
+            self._gathering.end(name, ReturnCode.TIMEOUT, None, reason)
+
+    def abort(self, rc: str, reason: str) -> None:
+        """Send ABORT to every site, now; never waits."""
+        if self._aborted:
+            return
+        self._aborted = True
+        self._rc_of_abort = rc
+        self._unended = set(self._legs)
+        for leg in self._legs.values():
+            leg.abort(rc, self._host.name, reason)
+        self._changed.set()
+
+    async def settle_abort(self) -> None:
+        """Wait, shielded and bounded, until every site has heard the ABORT; then forget the stream."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(self._host.settings.abort_timeout):
+            while self._unended:
+                await self._changed.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave nothing behind: no leg, no deadline, no reservation; every open pair is aborted."""
+        for name in list(self._gathering.active):
+            rc = self._rc_of_abort or ReturnCode.OK
+            self._leave(name, Standing.FINISHED, rc, Outcome.ABORTED)
+        for leg in self._legs.values():
+            leg.close()
+        self._legs.clear()
+        for held in self._held.values():
+            for leg, size in held:
+                leg.inbound.release(size)
+        self._held.clear()
+        for stall in self._stalls.values():
+            self._host.deadlines.cancel(stall)
+        self._stalls.clear()
+        for flight in self._gathering.flights.values():
+            self._after(flight)
+        for events in self._released.values():
+            for event in events:
+                event.set()
+        self._released.clear()
+
+    def result(self, value: Any) -> StreamResult:
+        """Close the account, and say how the stream ended.
+
+        Args:
+            value: what ``process_replies`` returned, or None.
+
+        Raises:
+            AssertionError: the account does not balance: a defect of this package.
+        """
+        self.forget()
+        gathering = self._gathering
+        gathering.close()
+        sites = gathering.sites
+        complete = not self._aborted and all(
+            site.ended and site.rc == ReturnCode.OK and set(site.counts) <= {Outcome.REPLIED} for site in sites.values()
+        )
+        if self._rc_of_abort is not None:
+            rc: str = self._rc_of_abort
+        elif value is not None:
+            rc = ReturnCode.OK if _truthy(value) else ReturnCode.ERROR
+        elif gathering.first_failure is not None:
+            rc = gathering.first_failure
+        else:
+            rc = next((site.rc for site in sites.values() if site.rc != ReturnCode.OK), ReturnCode.OK)
+        return StreamResult(
+            rc=rc,
+            value=value,
+            complete=complete,
+            sites={name: _site_result(site) for name, site in sites.items()},
+            objects=gathering.objects,
+            bytes=gathering.bytes,
+            seconds=self._host.face.time() - self._started,
+            stream_id=self.stream_id,
+        )
+
+
+def _nothing() -> None:
+    """Nobody waits for news."""
+
+
+def _truthy(value: Any) -> bool:
+    try:
+        return bool(value)
+    except Exception:  # an array of several numbers has no truth of its own; it is something, so it is true
+        return True
+
+
+def _site_result(site: SiteLedger) -> SiteResult:
+    counts = {str(outcome): number for outcome, number in site.counts.items()}
+    return SiteResult(site.rc, site.end_result, counts, site.late, site.reason)
+
+
+def check_targets(targets: Any, own_name: str) -> list[str]:
+    """Return the targets of a stream.
+
+    Raises:
+        TypeError: they are a bare str, or not all of them are str.
+        ValueError: there are none, one is no site's name, one is there twice, or one is this site itself.
+    """
+    if isinstance(targets, (str, bytes)) or not isinstance(targets, Sequence):
+        raise TypeError(f"targets is {targets!r} of type {type(targets).__name__}, expected a list of site names")
+    if not targets:
+        raise ValueError("targets is empty, expected at least one site's name")
+    names = [check_site(name, f"targets[{index}]") for index, name in enumerate(targets)]
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            raise ValueError(f"targets[{index}] is {name!r}, which is there before: each site once")
+        if name == own_name:
+            raise ValueError(f"targets[{index}] is {name!r}, this site's own name")
+        seen.add(name)
+    return names
+

@@ -1,0 +1,111 @@
+"""Budgets: how many bytes of objects an engine holds, for each origin site and in all."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+
+class Holder(Protocol):
+    """One direction of one stream, which holds objects.
+
+    Attributes:
+        origin: the site whose objects it holds: the sender of the bytes, never the hub between.
+        held: bytes it holds now; kept by the budget.
+    """
+
+    origin: str
+    held: int
+
+    def granted(self) -> None:
+        """Hear that the oldest reservation that had to wait is made."""
+
+
+class Budget:
+    """Reserves whole objects before their data is let in.
+
+    A holder that holds nothing may always reserve one object, alone and whatever its size: so every stream moves, and an
+    object larger than its share is still received. What does not fit waits, in order of arrival.
+
+    Args:
+        origin_limit: bytes for each origin site.
+        engine_limit: bytes in all.
+    """
+
+    def __init__(self, origin_limit: int, engine_limit: int) -> None:
+        self._origin_limit = origin_limit
+        self._engine_limit = engine_limit
+        self._origins: dict[str, int] = {}
+        self._waiting: deque[tuple[Holder, int]] = deque()
+        self.used = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many reservations wait."""
+        return len(self._waiting)
+
+    def used_by(self, origin: str) -> int:
+        """Return the bytes held for one origin site."""
+        return self._origins.get(origin, 0)
+
+    def charge(self, holder: Holder, size: int) -> None:
+        """Count bytes that are let in without asking: small objects, bounded by the stream's backlog."""
+        holder.held += size
+        self.used += size
+        self._origins[holder.origin] = self._origins.get(holder.origin, 0) + size
+
+    def request(self, holder: Holder, size: int) -> bool:
+        """Reserve *size* bytes now if they fit; otherwise the holder's ``granted`` is called once they do."""
+        if not any(other is holder for other, _ in self._waiting) and self._fits(holder, size):
+            self.charge(holder, size)
+            return True
+        self._waiting.append((holder, size))
+        return False
+
+    def _fits(self, holder: Holder, size: int) -> bool:
+        if holder.held == 0:
+            return True
+        return (
+            self.used + size <= self._engine_limit
+            and self._origins.get(holder.origin, 0) + size <= self._origin_limit
+        )
+
+    def release(self, holder: Holder, size: int) -> None:
+        """Give bytes back, and let in what waited for them."""
+        self._give_back(holder, size)
+        if self._waiting:
+            self._admit()
+
+    def _give_back(self, holder: Holder, size: int) -> None:
+        holder.held -= size
+        self.used -= size
+        left = self._origins.get(holder.origin, 0) - size
+        if left:
+            self._origins[holder.origin] = left
+        else:
+            self._origins.pop(holder.origin, None)
+
+    def forget(self, holder: Holder) -> None:
+        """Drop all that a holder holds or waits for; it has ended."""
+        if self._waiting:
+            self._waiting = deque(entry for entry in self._waiting if entry[0] is not holder)
+        if holder.held:
+            self._give_back(holder, holder.held)
+        if self._waiting:
+            self._admit()
+
+    def _admit(self) -> None:
+        blocked: set[int] = set()  # a holder's reservations are made in its own order
+        still: deque[tuple[Holder, int]] = deque()
+        ready: list[Holder] = []
+        while self._waiting:
+            holder, size = self._waiting.popleft()
+            if id(holder) in blocked or not self._fits(holder, size):
+                blocked.add(id(holder))
+                still.append((holder, size))
+            else:
+                self.charge(holder, size)
+                ready.append(holder)
+        self._waiting = still
+        for holder in ready:
+            holder.granted()

@@ -1,0 +1,371 @@
+"""LinkCore: one link's whole protocol. Frames and the time go in; events and bytes to send come out. It never waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from ..options import EngineSettings
+from ..shareable import ReturnCode
+from . import bodies
+from .budget import Budget
+from .events import Event, Lost, Opened
+from .frames import MAX_ALIAS, NO_STREAM, PAYLOAD_SIZE, U32, Flag, FrameType, pack
+from .inbound import Decoder, Inbound
+from .legs import OpenerLeg, ReceiverLeg
+from .receiving import FrameReader
+from .relay import RelayLeg, RelayPool
+from .relay import join as join_relays
+from .sending import Buffer, Outbound, Scheduler
+from .session import Session
+
+_LINK_TYPES: Final = 16  # below it, a frame concerns the link
+_KNOWN: Final = frozenset(int(kind) for kind in FrameType)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a stream is not taken."""
+
+    rc: str
+    reason: str
+
+
+Route = Callable[["LinkCore", bodies.Opening, str], "LinkCore | Refusal | None"]
+"""Where a stream that a peer opens to a target goes: None to this site, another link to be forwarded, or nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all the links of one engine share."""
+
+    settings: EngineSettings
+    decoder: Decoder
+    budget: Budget
+    relays: RelayPool
+    route: Route
+
+    @classmethod
+    def make(cls, settings: EngineSettings, decoder: Decoder, route: Route) -> Surroundings:
+        """Make the shared parts from an engine's settings."""
+        limits = settings.limits
+        return cls(
+            settings,
+            decoder,
+            Budget(limits.origin_bytes, limits.engine_bytes),
+            RelayPool(limits.relay_bytes, limits.frame),
+            route,
+        )
+
+
+AnyLeg = OpenerLeg | ReceiverLeg | RelayLeg
+
+
+class LinkCore:
+    """The protocol of one link.
+
+    Its face to the shell: read into ``get_buffers()`` and call ``advance``; write what ``next_output`` returns; call
+    ``handle_timeout`` when ``next_deadline`` has come; do what the returned events say.
+
+    Args:
+        me: this side's HELLO.
+        shared: what all links of the engine share.
+        dialler: whether this side dialled.
+        on_output: called when there is something to write after there was nothing.
+        now: the time.
+
+    Attributes:
+        stray: frames for streams that have ended, and replies to nothing: counted, never delivered.
+        duplicates: objects and replies that came twice.
+    """
+
+    def __init__(
+        self,
+        me: bodies.Hello,
+        shared: Surroundings,
+        *,
+        dialler: bool,
+        on_output: Callable[[], object],
+        now: float,
+    ) -> None:
+        settings = shared.settings
+        limits = settings.limits
+        self.me = me
+        self._shared = shared
+        self._limits = limits
+        self.events: list[Event] = []
+        self.scheduler = Scheduler(on_output, limits.frame)
+        self.session = Session(
+            me,
+            self.scheduler,
+            self.events,
+            dialler=dialler,
+            heartbeat=settings.heartbeat,
+            silence=settings.silence,
+            hello_timeout=limits.hello_timeout,
+            now=now,
+        )
+        self._reader = FrameReader(self)
+        self._payload_limit = PAYLOAD_SIZE + 8 * limits.buffers + limits.envelope
+        self._limit_of = {
+            int(FrameType.HELLO): limits.hello,
+            int(FrameType.OPEN): U32.size + limits.routing + limits.opening,
+            int(FrameType.OBJECT): self._payload_limit,
+            int(FrameType.REPLY): self._payload_limit,
+            int(FrameType.CHUNK): limits.frame,
+            int(FrameType.ENDED): limits.control + limits.envelope,
+            int(FrameType.PRESENCE): limits.routing * 16,
+        }
+        self.legs: dict[int, AnyLeg] = {}
+        self._next_alias = 1 if dialler else 2
+        self._last_opened = 0  # by the peer
+        self._peer_streams: dict[str, int] = {}  # open streams of each origin
+        self.stray = 0
+        self.duplicates = 0
+
+    # --- the face to the shell ---
+
+    def get_buffers(self) -> list[memoryview]:
+        """Return where the next bytes are to be read, in order."""
+        return self._reader.get_buffers()
+
+    def advance(self, count: int, now: float) -> list[Event]:
+        """Take note that *count* bytes were read into the buffers.
+
+        Raises:
+            RemoteProtocolError: they break the rules; the link is to be closed.
+        """
+        self.session.last_received = now
+        self._reader.advance(count)
+        return self.take_events()
+
+    def take_events(self) -> list[Event]:
+        """Return what has happened since the last time."""
+        events = self.events
+        if not events:
+            return []
+        taken = events[:]
+        events.clear()
+        return taken
+
+    def next_output(self, limit: int, now: float) -> list[Buffer]:
+        """Return what is to be written next, about *limit* bytes; empty when there is nothing.
+
+        Asking again says that all that was returned before has been written.
+        """
+        out = self.scheduler.next_output(limit)
+        if out:
+            self.session.last_sent = now
+        return out
+
+    def next_deadline(self) -> float:
+        """Return when ``handle_timeout`` is to be called at the latest."""
+        return self.session.next_deadline()
+
+    def handle_timeout(self, now: float) -> list[Event]:
+        """Do what is due at *now*."""
+        self.session.handle_timeout(now)
+        return self.take_events()
+
+    def lost(self, reason: str) -> list[Event]:
+        """The link is gone: end every stream on it."""
+        for leg in list(self.legs.values()):
+            leg.lost(reason)
+        return self.take_events()
+
+    # --- opening streams ---
+
+    @property
+    def peer(self) -> str:
+        """The peer's name; empty before its HELLO."""
+        hello = self.session.peer
+        return "" if hello is None else hello.site
+
+    def window_towards(self, site: str) -> int:
+        """Return the wire window of a stream from here to *site* over this link."""
+        hello = self.session.peer
+        if hello is None:
+            raise LocalProtocolError("a stream needs a link whose peer has said HELLO")
+        return hello.window if site == hello.site else hello.relay_window
+
+    def open(self, opening: bodies.Opening, target: int, body: bytes) -> OpenerLeg:
+        """Open a stream to one of its targets over this link; objects may follow at once.
+
+        Raises:
+            LocalProtocolError: the link takes no streams now, or *body* is longer than a peer need take.
+        """
+        if not self.session.accepts_streams:
+            raise LocalProtocolError(f"the link to {self.peer or 'a stranger'} is {self.session.state.name}")
+        alias = self._new_alias()
+        leg = OpenerLeg(self, alias, opening, target)
+        self._equip(leg, FrameType.OBJECT, window=self.window_towards(leg.site), origin=leg.site)
+        self.legs[alias] = leg
+        self.scheduler.control(
+            pack(FrameType.OPEN, alias, body=bodies.join_opening(opening, body), flags=Flag.CRITICAL, target=target)
+        )
+        return leg
+
+    def _new_alias(self) -> int:
+        alias = self._next_alias
+        if alias > MAX_ALIAS:
+            raise LocalProtocolError("this link has used up its stream aliases")
+        self._next_alias += 2
+        return alias
+
+    def _equip(self, leg: OpenerLeg | ReceiverLeg, sends: FrameType, *, window: int, origin: str) -> None:
+        leg.outbound = Outbound(
+            self.scheduler, sends, leg.alias, leg.target, window=window, small=self._limits.small_object
+        )
+        leg.inbound = Inbound(
+            self.scheduler,
+            self._shared.decoder,
+            self._shared.budget,
+            self._limits,
+            alias=leg.alias,
+            target=leg.target,
+            origin=origin,
+            deliver=leg.deliver,
+        )
+
+    def forget(self, alias: int) -> None:
+        """Take a leg out of the table."""
+        leg = self.legs.pop(alias, None)
+        if leg is not None and alias % 2 != self._next_alias % 2:
+            opener = leg.opening.opener
+            left = self._peer_streams[opener] - 1
+            if left:
+                self._peer_streams[opener] = left
+            else:
+                del self._peer_streams[opener]
+
+    # --- the sink of the reader ---
+
+    def limit(self, kind: int) -> int:
+        """Return the largest body, in bytes, of a frame of this type."""
+        return self._limit_of.get(kind, self._limits.control)
+
+    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview) -> None:
+        """Take one whole frame."""
+        leg = self.legs.get(alias)
+        if leg is not None:
+            if kind not in _KNOWN or kind < _LINK_TYPES:
+                self._unknown(kind, flags)
+                return
+            try:
+                leg.frame(kind, flags, seq, body)
+            except RemoteProtocolError as exc:
+                self._blame(leg, exc)
+        elif kind < _LINK_TYPES and kind in _KNOWN:
+            if alias != NO_STREAM:
+                raise RemoteProtocolError(f"frame of type {kind} names stream {alias}, expected none")
+            self.session.frame(kind, body)
+        elif kind not in _KNOWN:
+            self._unknown(kind, flags)
+        elif not self.session.accepts_streams:
+            raise RemoteProtocolError(f"frame of type {kind} while the link is {self.session.state.name}")
+        elif kind == FrameType.OPEN:
+            self._on_open(alias, target, body)
+        else:
+            self._check_stale(alias)
+
+    def _unknown(self, kind: int, flags: int) -> None:
+        if flags & Flag.CRITICAL or not self.session.accepts_streams or kind in _KNOWN:
+            raise RemoteProtocolError(f"frame of type {kind}, which this side does not take here")
+
+    def _check_stale(self, alias: int) -> None:
+        """Count a frame for a stream that has ended; one that never was is against the rules."""
+        mine = alias % 2 == self._next_alias % 2
+        if alias == NO_STREAM or (alias >= self._next_alias if mine else alias > self._last_opened):
+            raise RemoteProtocolError(f"frame for stream {alias}, which was never opened")
+        self.stray += 1
+
+    def chunk(self, alias: int, seq: int, buffer: int, offset: int, size: int, target: int) -> memoryview | None:
+        """Say where a CHUNK's bytes are to land; None to discard them."""
+        leg = self.legs.get(alias)
+        if leg is None:
+            self._check_stale(alias)
+            return None
+        try:
+            return leg.chunk(seq, buffer, offset, size)
+        except RemoteProtocolError as exc:
+            self._blame(leg, exc)
+            return None
+
+    def chunk_done(self, alias: int, seq: int, size: int) -> None:
+        """Hear that a CHUNK has landed."""
+        leg = self.legs.get(alias)
+        if leg is None:
+            return
+        try:
+            leg.chunk_done(seq, size)
+        except RemoteProtocolError as exc:
+            self._blame(leg, exc)
+
+    def _blame(self, leg: AnyLeg, error: RemoteProtocolError) -> None:
+        """End the link if its peer broke the rules, or only the stream if that came through a hub."""
+        if isinstance(leg, OpenerLeg) and leg.site != self.peer:
+            leg.abort(ReturnCode.BAD_REQUEST_DATA, self.me.site, str(error))
+            leg.close()
+            self.events.append(Lost(leg, str(error)))
+        elif isinstance(leg, ReceiverLeg) and leg.opener != self.peer:
+            leg.refuse(ReturnCode.BAD_REQUEST_DATA, str(error))
+            self.events.append(Lost(leg, str(error)))
+        else:
+            raise error
+
+    def _on_open(self, alias: int, target: int, body: memoryview) -> None:
+        if alias == NO_STREAM or alias % 2 == self._next_alias % 2 or alias <= self._last_opened:
+            raise RemoteProtocolError(f"OPEN names stream {alias}: not a new one of its side's numbering")
+        self._last_opened = alias
+        limits = self._limits
+        opening, rest = bodies.split_opening(body, max_routing=limits.routing, max_body=limits.opening)
+        if len(opening.stream) != 16 or target >= len(opening.targets) or opening.backlog < 1:
+            raise RemoteProtocolError(
+                f"OPEN of a stream with an id of {len(opening.stream)} bytes, target {target} of "
+                f"{len(opening.targets)} and a backlog of {opening.backlog}"
+            )
+        where = self._admit(opening)
+        if where is None:
+            where = self._shared.route(self, opening, opening.targets[target])
+        if isinstance(where, Refusal):
+            cause = bodies.Cause(where.rc, self.me.site, where.reason)
+            self.scheduler.control(pack(FrameType.REFUSED, alias, body=bodies.encode(cause), target=target))
+            return
+        self._peer_streams[opening.opener] = self._peer_streams.get(opening.opener, 0) + 1
+        if where is None:
+            leg = ReceiverLeg(self, alias, opening, target)
+            window = self.window_towards(opening.opener)
+            self._equip(leg, FrameType.REPLY, window=window, origin=opening.opener)
+            self.legs[alias] = leg
+            self.events.append(Opened(leg, bytes(rest)))
+        else:
+            self._forward(alias, target, opening, bytes(body), where)
+
+    def _admit(self, opening: bodies.Opening) -> Refusal | None:
+        limits = self._limits
+        if self._peer_streams.get(opening.opener, 0) >= limits.streams:
+            return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{limits.streams} streams of {opening.opener} are open")
+        if opening.backlog > limits.backlog:
+            return Refusal(
+                ReturnCode.BAD_REQUEST_DATA, f"a backlog of {opening.backlog} objects, limit {limits.backlog}"
+            )
+        return None
+
+    def _forward(self, alias: int, target: int, opening: bodies.Opening, body: bytes, onward: LinkCore) -> None:
+        """Make a route from here to another link, and send the OPEN on."""
+        pool = self._shared.relays
+        near = RelayLeg(self, alias, opening, target, pool, credit=self.window_towards(opening.opener))
+        far_alias = onward._new_alias()
+        site = opening.targets[target]
+        far = RelayLeg(onward, far_alias, opening, target, pool, credit=onward.window_towards(site))
+        join_relays(near, far)
+        self.legs[alias] = near
+        onward.legs[far_alias] = far
+        onward.scheduler.control(
+            pack(FrameType.OPEN, far_alias, body=body, flags=Flag.CRITICAL, target=target)
+        )
+        near.widen(self._limits.relay_window)
+        far.widen(self._limits.relay_window)
+

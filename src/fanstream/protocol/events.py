@@ -1,0 +1,161 @@
+"""What a link's core tells its shell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bodies import Goodbye, Hello, Opening, Presence
+    from .legs import OpenerLeg, ReceiverLeg
+
+
+class Event:
+    """One thing that happened."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+class Greeted(Event):
+    """The peer said HELLO. A listener now admits it or turns it away; a dialler's link is open."""
+
+    __slots__ = ("hello",)
+
+    def __init__(self, hello: Hello) -> None:
+        self.hello = hello
+
+
+class PresenceChanged(Event):
+    """The hub said which sites can be reached through it."""
+
+    __slots__ = ("presence",)
+
+    def __init__(self, presence: Presence) -> None:
+        self.presence = presence
+
+
+class Departed(Event):
+    """The peer said GOAWAY."""
+
+    __slots__ = ("goodbye",)
+
+    def __init__(self, goodbye: Goodbye) -> None:
+        self.goodbye = goodbye
+
+
+class Silent(Event):
+    """Nothing came from the peer for too long; ``seconds`` says how long."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+class Opened(Event):
+    """A stream was opened at this site; ``body`` is what its opener sent along, still encoded."""
+
+    __slots__ = ("body", "leg")
+
+    def __init__(self, leg: ReceiverLeg, body: bytes) -> None:
+        self.leg = leg
+        self.body = body
+
+
+class ObjectArrived(Event):
+    """The next object of an incoming stream is whole; ``value`` is it, or the UnknownTypeError that it met."""
+
+    __slots__ = ("final", "leg", "seq", "size", "value")
+
+    def __init__(self, leg: ReceiverLeg, seq: int, value: Any, size: int, final: bool) -> None:
+        self.leg = leg
+        self.seq = seq
+        self.value = value
+        self.size = size
+        self.final = final
+
+
+class EndAnnounced(Event):
+    """The opener ends the stream after ``count`` objects; ``withdraw`` takes back those not yet consumed."""
+
+    __slots__ = ("count", "leg", "withdraw")
+
+    def __init__(self, leg: ReceiverLeg, count: int, withdraw: bool) -> None:
+        self.leg = leg
+        self.count = count
+        self.withdraw = withdraw
+
+
+class Aborted(Event):
+    """The opener aborted the stream."""
+
+    __slots__ = ("leg", "rc", "reason", "who")
+
+    def __init__(self, leg: ReceiverLeg, rc: str, who: str, reason: str) -> None:
+        self.leg = leg
+        self.rc = rc
+        self.who = who
+        self.reason = reason
+
+
+class ReplyArrived(Event):
+    """A site's reply to one object is whole; ``value`` is it, or the UnknownTypeError that it met."""
+
+    __slots__ = ("final", "leg", "seq", "size", "value")
+
+    def __init__(self, leg: OpenerLeg, seq: int, value: Any, size: int, final: bool) -> None:
+        self.leg = leg
+        self.seq = seq
+        self.value = value
+        self.size = size
+        self.final = final
+
+
+class Refused(Event):
+    """A site, or the hub before it, does not take the stream."""
+
+    __slots__ = ("leg", "rc", "reason")
+
+    def __init__(self, leg: OpenerLeg, rc: str, reason: str) -> None:
+        self.leg = leg
+        self.rc = rc
+        self.reason = reason
+
+
+class EndingBegun(Event):
+    """A site has heard an ABORT and is ending the stream."""
+
+    __slots__ = ("leg",)
+
+    def __init__(self, leg: OpenerLeg) -> None:
+        self.leg = leg
+
+
+class Ended(Event):
+    """The stream has ended at a site, after all its replies; ``result`` is still encoded."""
+
+    __slots__ = ("leg", "rc", "reason", "result")
+
+    def __init__(self, leg: OpenerLeg, rc: str, reason: str, result: bytes) -> None:
+        self.leg = leg
+        self.rc = rc
+        self.reason = reason
+        self.result = result
+
+
+class Lost(Event):
+    """The other end of a stream can no longer be reached."""
+
+    __slots__ = ("leg", "reason")
+
+    def __init__(self, leg: OpenerLeg | ReceiverLeg, reason: str) -> None:
+        self.leg = leg
+        self.reason = reason

@@ -1,0 +1,302 @@
+"""Who has answered what: the gather of each object, each site's standing, and the account of every (object, site) pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum, StrEnum, auto
+from typing import Any, Final, Literal
+
+from ..options import Quorum
+from ..shareable import ReturnCode, Shareable, make_reply
+
+
+class Outcome(StrEnum):
+    """How one (object, site) pair ended; each ends exactly once."""
+
+    REPLIED = "replied"
+    TIMED_OUT = "timed_out"
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+    ABORTED = "aborted"
+    LOST = "lost"
+    NOT_SENT = "not_sent"
+
+
+class Standing(Enum):
+    """What a site is to a stream."""
+
+    ACTIVE = auto()
+    FINISHED = auto()
+    """It wants no more objects, or has ended the stream."""
+    UNREACHABLE = auto()
+    """It cannot be reached, or not any more."""
+    REFUSED = auto()
+    """It does not take this stream."""
+    SKIPPED = auto()
+    """It does not take this stream, which is optional."""
+    DROPPED = auto()
+    """It fell too far behind."""
+
+
+class SiteLedger:
+    """One site's account in one stream.
+
+    Attributes:
+        sent, answered: objects sent to it; replies that came from it, in order.
+        misses: objects in a row that it has not answered in time.
+        rc: the code that its failed pairs get, and with which it ended.
+    """
+
+    __slots__ = ("answered", "counts", "end_result", "ended", "late", "misses", "name", "rc", "reason", "sent", "standing")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.standing = Standing.ACTIVE
+        self.counts: dict[Outcome, int] = {}
+        self.sent = 0
+        self.answered = 0
+        self.misses = 0
+        self.late = 0
+        self.rc: str = ReturnCode.OK
+        self.reason = ""
+        self.end_result: Any = None
+        self.ended = False
+
+    @property
+    def backlog(self) -> int:
+        """Objects that it has been sent and has not answered, timed-out ones included."""
+        return self.sent - self.answered
+
+    def count(self, outcome: Outcome) -> None:
+        """Account for one pair."""
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+
+
+class Flight:
+    """One object on its way: who is still to answer, and what the others said.
+
+    Attributes:
+        waiting: sites whose pair has not ended.
+        replies: what ``process_replies`` will see.
+        unanswered: sites that were sent the object and have neither answered nor gone.
+        complete: the gather is over; ``met`` says whether its policy was met.
+        on_complete: called once, when it is.
+        judged: the application has seen the replies.
+    """
+
+    __slots__ = (
+        "complete", "failure", "judged", "met", "needed", "on_complete", "replied", "replies", "seq", "size", "timer",
+        "unanswered", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, seq: int, size: int) -> None:
+        self.seq = seq
+        self.size = size
+        self.waiting: set[str] = set()
+        self.replies: dict[str, Shareable] = {}
+        self.unanswered = 0
+        self.replied = 0
+        self.needed = 0
+        self.complete = False
+        self.met = False
+        self.judged = False
+        self.failure: str | None = None
+        self.on_complete: Callable[[], object] | None = None
+        self.timer: Any = None
+
+
+class Arrived(Enum):
+    """What a reply turned out to be."""
+
+    IN_TIME = auto()
+    LATE = auto()
+
+
+_GONE: Final = {
+    Standing.UNREACHABLE: Outcome.UNREACHABLE,
+    Standing.REFUSED: Outcome.REFUSED,
+}
+
+
+class Gathering:
+    """All the gathers of one stream.
+
+    Args:
+        targets: the sites, in the caller's order.
+        policy: when a gather is complete.
+        backlog: the most objects that one site may leave unanswered.
+
+    Attributes:
+        flights: objects that somebody may still answer, or whose replies have not been judged, by number.
+        at_limit: sites whose backlog is full.
+        first_failure: the code of the first site for which a gather did not meet its policy.
+    """
+
+    def __init__(self, targets: Sequence[str], policy: Literal["all", "first"] | Quorum, backlog: int) -> None:
+        self.sites = {name: SiteLedger(name) for name in targets}
+        self._needed = 1 if policy == "first" else policy.k if isinstance(policy, Quorum) else None
+        self._backlog = backlog
+        self.active: dict[str, SiteLedger] = dict(self.sites)
+        self.flights: dict[int, Flight] = {}
+        self.at_limit: set[str] = set()
+        self.first_failure: str | None = None
+        self.objects = 0
+        self.bytes = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every site has finished of itself, or was skipped or dropped: nobody is left to be sent anything."""
+        if self.active:
+            return False
+        return not any(site.standing in _GONE for site in self.sites.values())
+
+    def launch(self, size: int) -> Flight:
+        """Account for the next object; the caller then sends it to the active sites.
+
+        Args:
+            size: of the object, in bytes.
+        """
+        flight = Flight(self.objects, size)
+        self.objects += 1
+        self.bytes += size
+        self.flights[flight.seq] = flight
+        active = self.active
+        for name, site in active.items():
+            site.sent += 1
+            if site.sent - site.answered >= self._backlog:
+                self.at_limit.add(name)
+        flight.waiting.update(active)
+        flight.unanswered = participants = len(active)
+        if participants < len(self.sites):
+            for name, site in self.sites.items():
+                if name in active:
+                    continue
+                outcome = _GONE.get(site.standing)
+                site.count(outcome or Outcome.NOT_SENT)
+                if outcome is not None:
+                    participants += 1
+                    flight.replies[name] = make_reply(site.rc)
+                    flight.failure = flight.failure or site.rc
+        flight.needed = participants if self._needed is None else self._needed
+        if not flight.waiting:
+            self._complete(flight)
+        return flight
+
+    def reply(self, name: str, seq: int, reply: Shareable) -> Arrived:
+        """Take a site's reply to an object; replies of a site come in order, one for each object."""
+        site = self.sites[name]
+        site.answered = seq + 1
+        if site.sent - site.answered < self._backlog:
+            self.at_limit.discard(name)
+        flight = self.flights.get(seq)
+        if flight is None:  # every flight stays until all its sites have answered
+            raise KeyError(f"object {seq} has no flight")
+        flight.unanswered -= 1
+        waiting = flight.waiting
+        if name not in waiting:
+            site.late += 1
+            self._forget_if_done(flight)
+            return Arrived.LATE
+        waiting.remove(name)
+        site.misses = 0
+        site.count(Outcome.REPLIED)
+        flight.replied += 1
+        if not flight.complete:
+            flight.replies[name] = reply
+            if flight.replied >= flight.needed or not waiting:
+                self._complete(flight)
+        self._forget_if_done(flight)
+        return Arrived.IN_TIME
+
+    def expire(self, flight: Flight) -> list[SiteLedger]:
+        """The object's deadline has come: whoever has not answered has timed out.
+
+        Returns:
+            The sites that have.
+        """
+        late = [self.sites[name] for name in flight.waiting]
+        for site in late:
+            site.misses += 1
+            self._settle(flight, site, Outcome.TIMED_OUT, ReturnCode.TIMEOUT)
+        self._forget_if_done(flight)
+        return late
+
+    def _settle(self, flight: Flight, site: SiteLedger, outcome: Outcome, rc: str | None) -> None:
+        """End one pair without a reply; *rc* None leaves the site out of the replies."""
+        flight.waiting.discard(site.name)
+        site.count(outcome)
+        if flight.complete:
+            return
+        if rc is not None:
+            flight.replies[site.name] = make_reply(rc)
+            flight.failure = flight.failure or rc
+        elif self._needed is None:
+            flight.needed -= 1
+        if not flight.waiting:
+            self._complete(flight)
+
+    def _complete(self, flight: Flight) -> None:
+        flight.complete = True
+        flight.met = flight.replied >= flight.needed
+        if not flight.met and self.first_failure is None:
+            self.first_failure = flight.failure or ReturnCode.EARLY_TERMINATION
+        if flight.on_complete is not None:
+            flight.on_complete()
+
+    def judged(self, flight: Flight) -> None:
+        """The application has seen a flight's replies."""
+        flight.judged = True
+        flight.replies = {}
+        self._forget_if_done(flight)
+
+    def _forget_if_done(self, flight: Flight) -> None:
+        if flight.unanswered == 0 and flight.judged and not flight.waiting:
+            self.flights.pop(flight.seq, None)
+
+    def leave(self, name: str, standing: Standing, rc: str, outcome: Outcome, reason: str = "") -> None:
+        """A site takes no more part in the stream.
+
+        Args:
+            name: the site.
+            standing: what it is now.
+            rc: the code of its failed pairs; OK when it simply wants no more.
+            outcome: how its open pairs end.
+            reason: what was said about it.
+        """
+        site = self.sites[name]
+        if self.active.pop(name, None) is None:
+            return
+        site.standing = standing
+        site.rc = rc
+        site.reason = reason
+        self.at_limit.discard(name)
+        absent = standing in (Standing.FINISHED, Standing.SKIPPED)
+        self._abandon(site, outcome, None if absent else rc)
+
+    def _abandon(self, site: SiteLedger, outcome: Outcome, rc: str | None) -> None:
+        for flight in list(self.flights.values()):
+            if flight.seq >= site.answered and flight.seq < site.sent:
+                flight.unanswered -= 1
+                if site.name in flight.waiting:
+                    self._settle(flight, site, outcome, rc)
+                self._forget_if_done(flight)
+        site.answered = site.sent
+
+    def end(self, name: str, rc: str, result: Any, reason: str) -> None:
+        """A site has acknowledged the end, or the wait for it is over."""
+        site = self.sites[name]
+        site.ended = True
+        site.rc = rc
+        site.end_result = result
+        site.reason = reason
+
+    def close(self) -> None:
+        """Check the account: each produced object has ended once at each site.
+
+        Raises:
+            AssertionError: it has not; a defect of this package.
+        """
+        for site in self.sites.values():
+            ended = sum(site.counts.values())
+            if ended != self.objects:
+                raise AssertionError(f"{ended} outcomes for {self.objects} objects at {site.name}: {site.counts}")

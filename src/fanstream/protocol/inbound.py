@@ -1,0 +1,252 @@
+"""The receiving half of one stream at one site: objects if it is the receiver's, replies if it is the opener's."""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
+from ..options import Limits
+from .budget import Budget
+from .frames import PAYLOAD, PAYLOAD_SIZE, FrameType, pack
+from .sending import Scheduler
+
+
+class Decoding(Protocol):
+    """One object being received (``codec.Decoding``)."""
+
+    @property
+    def destinations(self) -> Sequence[memoryview]: ...
+    def finish(self) -> Any: ...
+
+
+class Decoder(Protocol):
+    """What turns envelopes into objects, and says where their buffers are to land (``codec.Codec``)."""
+
+    def begin(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
+
+
+class Arrival:
+    """One object or reply on its way in.
+
+    Attributes:
+        seq, flags, timeout_ms: as its head said.
+        size: bytes reserved for it, until it is released.
+        value: the decoded object, once it is whole; or the error that its types met.
+    """
+
+    __slots__ = ("buffer", "decoding", "done", "envelope", "flags", "offset", "seq", "size", "sizes", "timeout_ms", "value")
+
+    def __init__(self, seq: int, flags: int, timeout_ms: int, size: int) -> None:
+        self.seq = seq
+        self.flags = flags
+        self.timeout_ms = timeout_ms
+        self.size = size
+        self.sizes: Sequence[int] = ()
+        self.envelope = b""
+        self.decoding: Decoding | None = None
+        self.buffer = 0
+        self.offset = 0
+        self.done = False
+        self.value: Any = None
+
+
+class Inbound:
+    """Assembles payloads in order of their sequence numbers.
+
+    Args:
+        scheduler: the link's output, for GRANT and CREDIT.
+        decoder: turns envelopes into objects.
+        budget: the engine's.
+        limits: the engine's.
+        alias: the stream's alias on the link.
+        target: the site's index among OPEN's targets.
+        origin: the site that sends these payloads.
+        deliver: called with each payload once it and all before it are whole.
+    """
+
+    __slots__ = (
+        "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits", "_scheduler", "_target",
+        "_unreserved", "acked", "expected", "held", "origin",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        decoder: Decoder,
+        budget: Budget,
+        limits: Limits,
+        *,
+        alias: int,
+        target: int,
+        origin: str,
+        deliver: Callable[[Arrival], object],
+    ) -> None:
+        self._scheduler = scheduler
+        self._decoder = decoder
+        self._budget = budget
+        self._limits = limits
+        self._alias = alias
+        self._target = target
+        self._deliver = deliver
+        self._arriving: deque[Arrival] = deque()
+        self._by_seq: dict[int, Arrival] = {}  # those whose buffers are still to come
+        self._unreserved: deque[Arrival] = deque()
+        self._landed = 0
+        self._closed = False
+        self.origin = origin
+        self.held = 0
+        self.expected = 0
+        """The next sequence number."""
+        self.acked = 0
+        """How many of this side's replies the peer has said to have."""
+
+    def payload(self, seq: int, flags: int, body: memoryview) -> None:
+        """Take the head of the next object or reply; its number is ``expected``, which the caller has checked.
+
+        Raises:
+            RemoteProtocolError: the head or the envelope breaks the rules.
+        """
+        length = len(body)
+        self._land(length)
+        if length < PAYLOAD_SIZE:
+            raise RemoteProtocolError(f"payload head of {length} bytes, expected at least {PAYLOAD_SIZE}")
+        timeout_ms, count, total, acked = PAYLOAD.unpack_from(body)
+        if acked > self.acked:
+            self.acked = acked
+        self.expected = seq + 1
+        limits = self._limits
+        if not count:
+            if total:
+                raise RemoteProtocolError(f"object without buffers announces {total} bytes of them")
+            envelope = body[PAYLOAD_SIZE:]
+            size = len(envelope)
+            if size > limits.envelope:
+                raise RemoteProtocolError(f"envelope of {size} bytes, limit {limits.envelope}")
+            arrival = Arrival(seq, flags, timeout_ms, size)
+            self._budget.charge(self, size)
+            self._decode(arrival, envelope)
+            self._finish(arrival)
+            if self._arriving:
+                self._arriving.append(arrival)
+            else:
+                self._deliver(arrival)
+            return
+        start = PAYLOAD_SIZE + 8 * count
+        if count > limits.buffers or start > length:
+            raise RemoteProtocolError(f"object of {count} buffers, limit {min(limits.buffers, (length - PAYLOAD_SIZE) // 8)}")
+        sizes = struct.unpack_from(f"<{count}Q", body, PAYLOAD_SIZE)
+        envelope = body[start:]
+        if len(envelope) > limits.envelope:
+            raise RemoteProtocolError(f"envelope of {len(envelope)} bytes, limit {limits.envelope}")
+        if sum(sizes) != total or 0 in sizes:
+            raise RemoteProtocolError(f"object's buffers have {sum(sizes)} bytes, {total} announced; none may be empty")
+        size = total + len(envelope)
+        if size > limits.object:
+            raise RemoteProtocolError(f"object of {size} bytes, limit {limits.object}")
+        arrival = Arrival(seq, flags, timeout_ms, size)
+        arrival.sizes = sizes
+        self._arriving.append(arrival)
+        if size <= limits.small_object:
+            self._budget.charge(self, size)
+            self._prepare(arrival, envelope)
+        else:
+            arrival.envelope = bytes(envelope)
+            self._unreserved.append(arrival)
+            if self._budget.request(self, size):
+                self.granted()
+
+    def granted(self) -> None:
+        """Let in the oldest object that waited for its reservation."""
+        arrival = self._unreserved.popleft()
+        envelope, arrival.envelope = arrival.envelope, b""
+        self._prepare(arrival, envelope)
+        self._scheduler.control(pack(FrameType.GRANT, self._alias, arrival.seq, target=self._target))
+
+    def _prepare(self, arrival: Arrival, envelope: memoryview | bytes) -> None:
+        self._by_seq[arrival.seq] = arrival
+        self._decode(arrival, envelope)
+
+    def _decode(self, arrival: Arrival, envelope: memoryview | bytes) -> None:
+        try:
+            arrival.decoding = self._decoder.begin(envelope, arrival.sizes)
+        except UnknownTypeError as exc:
+            arrival.value = exc  # both sides must register a type: the stream's matter, not the link's
+        except CodecError as exc:
+            raise RemoteProtocolError(f"object {arrival.seq} from {self.origin}: {exc}") from exc
+
+    def chunk(self, seq: int, buffer: int, offset: int, size: int) -> memoryview | None:
+        """Say where a chunk's bytes land: where the last one ended, and nowhere else.
+
+        Raises:
+            RemoteProtocolError: it is not the next piece of an object that was let in.
+        """
+        arrival = self._by_seq.get(seq)
+        if arrival is None:
+            raise RemoteProtocolError(f"CHUNK for object {seq}, which has nothing to come or was not granted")
+        if buffer != arrival.buffer or offset != arrival.offset:
+            raise RemoteProtocolError(
+                f"CHUNK at buffer {buffer}, offset {offset}; expected buffer {arrival.buffer}, offset {arrival.offset}"
+            )
+        if size > arrival.sizes[buffer] - offset:
+            raise RemoteProtocolError(f"CHUNK of {size} bytes, {arrival.sizes[buffer] - offset} left in buffer {buffer}")
+        if arrival.decoding is None:  # of unknown type: drained, never stored
+            return memoryview(bytearray(size))
+        return arrival.decoding.destinations[buffer][offset : offset + size]
+
+    def chunk_done(self, seq: int, size: int) -> None:
+        """Take note that a chunk has landed."""
+        self._land(size)
+        arrival = self._by_seq.get(seq)
+        if arrival is None:  # cleared while it was landing
+            return
+        arrival.offset += size
+        if arrival.offset < arrival.sizes[arrival.buffer]:
+            return
+        arrival.offset = 0
+        arrival.buffer += 1
+        if arrival.buffer < len(arrival.sizes):
+            return
+        del self._by_seq[seq]
+        self._finish(arrival)
+        arriving = self._arriving
+        while arriving and arriving[0].done:
+            self._deliver(arriving.popleft())
+
+    def _finish(self, arrival: Arrival) -> None:
+        arrival.done = True
+        decoding, arrival.decoding = arrival.decoding, None
+        if decoding is None:
+            return
+        try:
+            arrival.value = decoding.finish()
+        except UnknownTypeError as exc:
+            arrival.value = exc
+        except CodecError as exc:
+            raise RemoteProtocolError(f"object {arrival.seq} from {self.origin}: {exc}") from exc
+
+    def _land(self, size: int) -> None:
+        self._landed += size
+        if self._landed * 2 >= self._limits.window:
+            self._scheduler.control(pack(FrameType.CREDIT, self._alias, self._landed, target=self._target))
+            self._landed = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that was announced is still to come."""
+        return not self._arriving
+
+    def release(self, size: int) -> None:
+        """End an object's reservation."""
+        if not self._closed:
+            self._budget.release(self, size)
+
+    def clear(self) -> None:
+        """Drop all that is on its way, with its reservations; nothing further is taken."""
+        self._closed = True
+        self._arriving.clear()
+        self._by_seq.clear()
+        self._unreserved.clear()
+        self._budget.forget(self)

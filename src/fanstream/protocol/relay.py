@@ -1,0 +1,262 @@
+"""A stream that this engine only forwards: a hub's route between two of its links."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from ..errors import RemoteProtocolError
+from ..shareable import ReturnCode
+from . import bodies
+from .frames import CHUNK, CHUNK_HEADER, HEADER, FrameType, pack
+from .sending import Buffer
+
+if TYPE_CHECKING:
+    from .core import LinkCore
+
+FIRST_WINDOW: Final = 64 * 1024
+"""Bytes that every forwarded stream may have in flight to a hub before the hub has granted it more."""
+
+_DATA: Final = frozenset((FrameType.OBJECT, FrameType.REPLY))
+_LAST_WORDS: Final = frozenset((FrameType.ENDED, FrameType.REFUSED, FrameType.LOST))
+_FORWARDED: Final = frozenset(
+    (FrameType.GRANT, FrameType.END, FrameType.ABORT, FrameType.ENDING, FrameType.SUSPENDED, FrameType.RESUME)
+)
+_MAX_BUFFERS: Final = 256
+_KEPT_BLOCKS: Final = 64
+
+
+class RelayPool:
+    """What a hub holds for the streams it forwards: a budget of bytes, and blocks of memory already touched.
+
+    Args:
+        limit: bytes in all.
+        block: size of a block: the largest CHUNK.
+    """
+
+    def __init__(self, limit: int, block: int) -> None:
+        self._limit = limit
+        self._block = block
+        self._free: list[bytearray] = []
+        self.used = 0
+
+    def take(self, most: int) -> int:
+        """Take up to *most* bytes of the budget; return how many there were."""
+        taken = max(0, min(most, self._limit - self.used))
+        self.used += taken
+        return taken
+
+    def give(self, size: int) -> None:
+        """Give bytes of the budget back."""
+        self.used -= size
+
+    def block(self, size: int) -> bytearray:
+        """Return a block of at least *size* bytes."""
+        if self._free and size <= self._block:
+            return self._free.pop()
+        return bytearray(max(size, self._block) if size * 4 > self._block else size)
+
+    def recycle(self, block: bytearray | None) -> None:
+        """Take a block back."""
+        if block is not None and len(block) == self._block and len(self._free) < _KEPT_BLOCKS:
+            self._free.append(block)
+
+
+class _Held:
+    """One data frame on its way through."""
+
+    __slots__ = ("block", "body", "header", "size")
+
+    def __init__(self, header: bytes, body: Buffer, size: int, block: bytearray | None) -> None:
+        self.header = header
+        self.body = body
+        self.size = size
+        self.block = block
+
+
+class RelayLeg:
+    """One of a route's two ends: takes the frames of its own link, and sends on what the other end took.
+
+    The routing part is all that is read; objects are not decoded. Each hop has its own wire window: what was received is
+    granted to its sender anew only when it has left on the other link, so a route holds no more than its windows.
+    """
+
+    __slots__ = (
+        "_closing", "_core", "_landing", "_owed", "_pool", "_queue", "_returned", "_target", "_window", "alias", "credit",
+        "joined", "opening", "other",
+    )  # fmt: skip
+
+    def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, pool: RelayPool, *, credit: int) -> None:
+        self._core = core
+        self._target = target
+        self._pool = pool
+        self._queue: deque[_Held] = deque()
+        self._landing: tuple[bytearray, int, int] | None = None
+        self._window = FIRST_WINDOW  # granted to the sender on this link
+        self._owed = 0  # received from it, and not granted anew yet
+        self._returned = 0  # left on the other link, and about to be granted anew
+        self._closing = False
+        self.alias = alias
+        self.opening = opening
+        self.credit = credit
+        self.joined = False
+        self.other: RelayLeg = self
+
+    def widen(self, window: int) -> None:
+        """Grant the sender on this link a window of *window* bytes, as far as the budget has them."""
+        more = self._pool.take(window - FIRST_WINDOW)
+        if more:
+            self._window += more
+            self._grant(more)
+
+    # What its own link receives.
+
+    def frame(self, kind: int, flags: int, seq: int, body: memoryview) -> None:
+        """Forward one frame, or use it here if it concerns this hop alone.
+
+        Raises:
+            RemoteProtocolError: the frame is of no type that is forwarded, or overruns the window.
+        """
+        other = self.other
+        if kind == FrameType.CREDIT:
+            self.credit += seq
+            self._join()
+        elif kind in _DATA:
+            size = len(body)
+            self._owe(size)
+            header = HEADER.pack(size, kind, flags, other._target, other.alias, seq, 0, 0)
+            other._enqueue(_Held(header, bytes(body), size, None))
+        elif kind in _FORWARDED:
+            if kind == FrameType.ABORT:
+                other._drop()
+            other._control(kind, flags, seq, bytes(body))
+        elif kind in _LAST_WORDS:
+            other._control(kind, flags, seq, bytes(body))
+            self._drop()
+            self._closing = other._closing = True
+            other._close_if_drained()
+        else:
+            raise RemoteProtocolError(f"frame of type {kind} on a forwarded stream")
+
+    def chunk(self, seq: int, buffer: int, offset: int, size: int) -> memoryview | None:
+        """Say where a chunk lands before it is sent on."""
+        if self._closing and not self.other._queue:
+            return None
+        self._owe(size)
+        block = self._pool.block(size)
+        self._landing = (block, buffer, offset)
+        return memoryview(block)[:size]
+
+    def chunk_done(self, seq: int, size: int) -> None:
+        """Send on the chunk that has landed, in pieces if the other link takes no larger ones."""
+        if self._landing is None:
+            return
+        block, buffer, offset = self._landing
+        self._landing = None
+        other = self.other
+        view = memoryview(block)
+        start = 0
+        while start < size:
+            piece = min(size - start, other._core.scheduler.frame)
+            header = CHUNK_HEADER.pack(
+                piece + CHUNK.size, FrameType.CHUNK, 0, other._target, other.alias, seq, 0, 0, buffer, 0, offset + start
+            )
+            last = start + piece == size
+            other._enqueue(_Held(header, view[start : start + piece], piece, block if last else None))
+            start += piece
+
+    def _owe(self, size: int) -> None:
+        if self._owed > self._window:  # one frame may overdraw it, a second may not
+            raise RemoteProtocolError(f"{self._owed} bytes in flight on a forwarded stream, window {self._window}")
+        self._owed += size
+
+    def lost(self, reason: str) -> None:
+        """This end's link is gone: tell the other end, and forget the route."""
+        other = self.other
+        if other.alias in other._core.legs:
+            cause = bodies.Cause(ReturnCode.COMMUNICATION_ERROR, self._core.me.site, reason)
+            other._control(FrameType.LOST, 0, 0, bodies.encode(cause))
+        other._close()
+        self._close()
+
+    # What its own link sends.
+
+    def _control(self, kind: int, flags: int, seq: int, body: bytes) -> None:
+        self._core.scheduler.control(pack(kind, self.alias, seq, body=body, flags=flags, target=self._target))
+
+    def _enqueue(self, held: _Held) -> None:
+        self._queue.append(held)
+        self._join()
+
+    def _join(self) -> None:
+        if not self.joined and self.sendable:
+            self.joined = True
+            self._core.scheduler.join(self)
+
+    @property
+    def sendable(self) -> bool:
+        """Whether something could be sent now."""
+        return self.credit > 0 and bool(self._queue)
+
+    def emit(self, out: list[Buffer], limit: int) -> int:
+        """Append frames to be sent on; once they are written, their sender may send as much again."""
+        queue = self._queue
+        done = 0
+        gone: list[_Held] = []
+        while queue and self.credit > 0 and done < limit and len(gone) < _MAX_BUFFERS:
+            held = queue.popleft()
+            out.append(held.header)
+            out.append(held.body)
+            self.credit -= held.size
+            done += held.size
+            gone.append(held)
+
+        def written() -> None:
+            for held in gone:
+                self._pool.recycle(held.block)
+            self.other._gone(done)
+            self._close_if_drained()
+
+        self._core.scheduler.when_written(written)
+        return done
+
+    def _gone(self, size: int) -> None:
+        """Hear that *size* bytes received here have left on the other link."""
+        self._returned += size
+        if self._returned * 4 >= self._window or not self.other._queue:
+            returned, self._returned = self._returned, 0
+            self._owed -= returned
+            if self.alias in self._core.legs:
+                self._grant(returned)
+
+    def _grant(self, size: int) -> None:
+        self._control(FrameType.CREDIT, 0, size, b"")
+
+    def _drop(self) -> None:
+        """Drop the data frames that wait here."""
+        dropped = sum(held.size for held in self._queue)
+        for held in self._queue:
+            self._pool.recycle(held.block)
+        self._queue.clear()
+        if dropped:
+            self.other._gone(dropped)
+
+    def _close_if_drained(self) -> None:
+        if self._closing and not self._queue and self.alias in self._core.legs:
+            self.other._close()
+            self._close()
+
+    def _close(self) -> None:
+        if self._core.legs.get(self.alias) is not self:
+            return
+        self._core.forget(self.alias)
+        if self.joined:
+            self.joined = False
+            self._core.scheduler.leave(self)
+        self._queue.clear()
+        self._pool.give(self._window - FIRST_WINDOW)
+
+
+def join(left: RelayLeg, right: RelayLeg) -> None:
+    """Make two ends a route."""
+    left.other, right.other = right, left

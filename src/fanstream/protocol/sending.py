@@ -1,0 +1,278 @@
+"""What a link sends, and in which order: control frames first, then small frames, then bulk data in fair turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from .frames import CHUNK as CHUNK_HEAD
+from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, FrameType
+
+Buffer = bytes | memoryview
+
+_CHUNK: Final = int(FrameType.CHUNK)
+_CHUNK_HEAD_SIZE: Final = CHUNK_HEAD.size
+_MAX_BUFFERS: Final = 512  # IOV_MAX is 1024 on Linux: the most buffers one sendmsg takes; a turn adds two at a time
+_MAX_SMALL: Final = 1024  # small frames joined for one turn, so that a control frame never waits behind more
+
+
+class Payload(Protocol):
+    """An encoded object, shared by all the links that send it (``codec.Encoded``)."""
+
+    @property
+    def envelope(self) -> bytes: ...
+    @property
+    def buffers(self) -> Sequence[memoryview]: ...
+    @property
+    def sizes(self) -> Sequence[int]: ...
+    @property
+    def total(self) -> int: ...
+
+
+class Turn(Protocol):
+    """Something that takes turns in sending bulk data."""
+
+    def emit(self, out: list[Buffer], limit: int) -> int:
+        """Append at most about *limit* bytes to *out*; return how many."""
+
+    @property
+    def sendable(self) -> bool:
+        """Whether a further turn would send something."""
+
+
+class Scheduler:
+    """The output of one link.
+
+    Args:
+        on_output: called when there is something to send after there was nothing; the shell then asks ``next_output``
+            until it is empty.
+        frame: bytes of data in one CHUNK, the peer's limit.
+    """
+
+    __slots__ = ("_announced", "_control", "_on_output", "_ring", "_small", "_written", "frame")
+
+    def __init__(self, on_output: Callable[[], object], frame: int) -> None:
+        self._on_output = on_output
+        self._control: list[bytes] = []
+        self._small: list[bytes] = []
+        self._ring: deque[Turn] = deque()
+        self._written: list[Callable[[], object]] = []
+        self._announced = False
+        self.frame = frame
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            self._on_output()
+
+    def control(self, frame: bytes) -> None:
+        """Send a control frame before all else."""
+        self._control.append(frame)
+        if not self._announced:
+            self._announce()
+
+    def small(self, *parts: bytes) -> None:
+        """Send a small frame, given in parts, after the control frames."""
+        self._small.extend(parts)
+        if not self._announced:
+            self._announce()
+
+    def join(self, turn: Turn) -> None:
+        """Let *turn* take its turns until it has nothing sendable; the caller makes sure that it has not joined yet."""
+        self._ring.append(turn)
+        if not self._announced:
+            self._announce()
+
+    def leave(self, turn: Turn) -> None:
+        """Take *turn* out, if it is there."""
+        try:
+            self._ring.remove(turn)
+        except ValueError:
+            pass
+
+    def when_written(self, callback: Callable[[], object]) -> None:
+        """Call *callback* once what the current turn emits has been written."""
+        self._written.append(callback)
+
+    def next_output(self, limit: int) -> list[Buffer]:
+        """Return what is to be written next, about *limit* bytes; asking again says that the last of it was written."""
+        if self._written:
+            written, self._written = self._written, []
+            for callback in written:
+                callback()
+        out: list[Buffer] = []
+        if self._control:
+            out.append(self._control[0] if len(self._control) == 1 else b"".join(self._control))
+            self._control.clear()
+        small = self._small
+        if small:
+            if len(small) <= _MAX_SMALL:
+                out.append(b"".join(small))
+                small.clear()
+            else:
+                out.append(b"".join(small[:_MAX_SMALL]))
+                del small[:_MAX_SMALL]
+        ring = self._ring
+        total = 0
+        while ring and total < limit and len(out) < _MAX_BUFFERS:
+            turn = ring[0]
+            total += turn.emit(out, min(self.frame, limit))
+            if not turn.sendable:
+                ring.popleft()
+                turn.joined = False  # type: ignore[attr-defined]  # every Turn of this package has it
+            elif len(ring) > 1:
+                ring.rotate(-1)
+        if not out:
+            self._announced = False
+        return out
+
+
+class _Transfer:
+    """The out-of-band buffers of one object on their way to one site."""
+
+    __slots__ = ("buffer", "buffers", "offset", "seq", "total")
+
+    def __init__(self, seq: int, payload: Payload) -> None:
+        self.seq = seq
+        self.buffers = payload.buffers
+        self.total = payload.total
+        self.buffer = 0
+        self.offset = 0
+
+
+class Outbound:
+    """The sending half of one stream at one site: objects if it is the opener's, replies if it is the receiver's.
+
+    Every payload byte counts against the wire window, which may be overdrawn by one frame: so no frame is too large to be
+    sent. Buffers of more than *small* bytes wait for the receiver's GRANT.
+
+    Args:
+        scheduler: the link's output.
+        kind: OBJECT or REPLY.
+        alias: the stream's alias on the link.
+        target: the site's index among OPEN's targets.
+        window: bytes that may be in flight.
+        small: bytes of a whole payload up to which no GRANT is needed.
+    """
+
+    __slots__ = ("_alias", "_granted", "_heads", "_kind", "_scheduler", "_small", "_target", "_ungranted", "credit", "joined", "on_empty")
+
+    def __init__(
+        self, scheduler: Scheduler, kind: FrameType, alias: int, target: int, *, window: int, small: int
+    ) -> None:
+        self._scheduler = scheduler
+        self._kind = int(kind)
+        self._alias = alias
+        self._target = target
+        self._small = small
+        self._heads: deque[tuple[bytes, ...]] = deque()
+        self._granted: deque[_Transfer] = deque()
+        self._ungranted: dict[int, _Transfer] = {}
+        self.credit = window
+        self.joined = False
+        self.on_empty: Callable[[], object] | None = None
+        """Called when the last of what was queued has been handed out."""
+
+    def send(self, seq: int, payload: Payload, *, flags: int = 0, timeout_ms: int = 0, acked: int = 0) -> None:
+        """Queue one object or reply."""
+        envelope = payload.envelope
+        sizes = payload.sizes
+        total = payload.total
+        count = len(sizes)
+        length = PAYLOAD_SIZE + 8 * count + len(envelope)
+        head = PAYLOAD_HEADER.pack(
+            length, self._kind, flags, self._target, self._alias, seq, 0, 0, timeout_ms, count, total, acked
+        )
+        if count:
+            parts: tuple[bytes, ...] = (head, b"".join([size.to_bytes(8, "little") for size in sizes]), envelope)
+        else:
+            parts = (head, envelope)
+        if self.credit > 0 and not self._heads:
+            self.credit -= length
+            self._scheduler.small(*parts)
+        else:
+            self._heads.append(parts)
+            self._join()
+        if count:
+            transfer = _Transfer(seq, payload)
+            if total + len(envelope) <= self._small:
+                self._granted.append(transfer)
+                self._join()
+            else:
+                self._ungranted[seq] = transfer
+
+    def grant(self, seq: int) -> bool:
+        """Let one object's buffers go; False when none of that number waits."""
+        transfer = self._ungranted.pop(seq, None)
+        if transfer is None:
+            return False
+        self._granted.append(transfer)
+        self._join()
+        return True
+
+    def add_credit(self, size: int) -> None:
+        """Take back *size* bytes of the window."""
+        self.credit += size
+        self._join()
+
+    def clear(self) -> None:
+        """Drop all that was not handed out yet."""
+        self._heads.clear()
+        self._granted.clear()
+        self._ungranted.clear()
+        if self.joined:
+            self._scheduler.leave(self)
+            self.joined = False
+
+    @property
+    def sendable(self) -> bool:
+        """Whether something could be sent now."""
+        return self.credit > 0 and bool(self._heads or self._granted)
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything queued has been handed out."""
+        return not (self._heads or self._granted or self._ungranted)
+
+    def _join(self) -> None:
+        if not self.joined and self.sendable:
+            self.joined = True
+            self._scheduler.join(self)
+
+    def emit(self, out: list[Buffer], limit: int) -> int:
+        """Append heads that waited for credit, then chunks of the oldest granted object."""
+        done = 0
+        heads = self._heads
+        while heads and self.credit > 0 and len(out) < _MAX_BUFFERS:
+            head = b"".join(heads.popleft())
+            self.credit -= len(head) - HEADER_SIZE  # the window counts bodies
+            done += len(head)
+            out.append(head)
+        frame = self._scheduler.frame
+        granted = self._granted
+        while granted and self.credit > 0 and done < limit and len(out) < _MAX_BUFFERS:
+            transfer = granted[0]
+            view = transfer.buffers[transfer.buffer]
+            offset = transfer.offset
+            size = min(len(view) - offset, frame, limit - done)
+            out.append(
+                CHUNK_HEADER.pack(
+                    size + _CHUNK_HEAD_SIZE, _CHUNK, 0, self._target, self._alias, transfer.seq, 0, 0,
+                    transfer.buffer, 0, offset,
+                )
+            )  # fmt: skip
+            out.append(view if size == len(view) else view[offset : offset + size])
+            self.credit -= size
+            done += size
+            offset += size
+            if offset < len(view):
+                transfer.offset = offset
+                continue
+            transfer.offset = 0
+            transfer.buffer += 1
+            if transfer.buffer == len(transfer.buffers):
+                granted.popleft()
+        if self.on_empty is not None and self.empty:
+            self.on_empty()
+        return done

@@ -1,0 +1,183 @@
+"""One link's session: the greeting, heartbeats, presence, and the farewell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from ..names import SITE_NAME
+from . import bodies
+from .events import Departed, Event, Greeted, PresenceChanged, Silent
+from .frames import MAGIC, VERSIONS, Flag, FrameType, pack
+from .sending import Scheduler
+
+_PING: Final = pack(FrameType.PING)
+_PONG: Final = pack(FrameType.PONG)
+_INCARNATION_SIZE: Final = 16
+
+
+class SessionState(Enum):
+    """Where a link is in its life."""
+
+    GREETING = auto()
+    """Nothing but the peer's HELLO is taken."""
+    ADMITTING = auto()
+    """A listener has the peer's HELLO and has not answered it yet."""
+    OPEN = auto()
+    """Streams flow."""
+    CLOSING = auto()
+    """One side said GOAWAY."""
+
+
+class Session:
+    """The state of one link that concerns no stream.
+
+    Args:
+        me: what this side says of itself.
+        dialler: whether this side dialled; it greets first.
+        scheduler: the link's output.
+        events: where this session's events are appended.
+        heartbeat, silence, hello_timeout: in seconds; see ``EngineSettings`` and ``Limits``.
+        now: the time.
+    """
+
+    def __init__(
+        self,
+        me: bodies.Hello,
+        scheduler: Scheduler,
+        events: list[Event],
+        *,
+        dialler: bool,
+        heartbeat: float,
+        silence: float,
+        hello_timeout: float,
+        now: float,
+    ) -> None:
+        self._me = me
+        self._scheduler = scheduler
+        self._events = events
+        self._heartbeat = heartbeat
+        self._silence = silence
+        self._hello_deadline = now + hello_timeout
+        self._dialler = dialler
+        self.state = SessionState.GREETING
+        self.peer: bodies.Hello | None = None
+        self.last_received = now
+        self.last_sent = now
+        if dialler:
+            scheduler.control(self._greeting())
+
+    def _greeting(self) -> bytes:
+        return pack(FrameType.HELLO, body=bodies.encode(self._me), flags=Flag.CRITICAL)
+
+    @property
+    def accepts_streams(self) -> bool:
+        """Whether frames of streams may come."""
+        return self.state in (SessionState.OPEN, SessionState.CLOSING)
+
+    def admit(self) -> None:
+        """Answer the peer's HELLO: the link is open."""
+        if self.state is not SessionState.ADMITTING:
+            raise LocalProtocolError(f"a link that is {self.state.name} cannot be admitted")
+        self.state = SessionState.OPEN
+        self._scheduler.control(self._greeting())
+
+    def leave(self, code: str, reason: str = "") -> None:
+        """Say GOAWAY; the shell closes the link once it is written."""
+        if self.state is not SessionState.CLOSING:
+            self.state = SessionState.CLOSING
+            self._scheduler.control(pack(FrameType.GOAWAY, body=bodies.encode(bodies.Goodbye(code, reason))))
+
+    def announce(self, presence: bytes) -> None:
+        """Send an encoded PRESENCE body."""
+        if self.state is SessionState.OPEN:
+            self._scheduler.control(pack(FrameType.PRESENCE, body=presence))
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        self._scheduler.control(_PING)
+
+    def frame(self, kind: int, body: memoryview) -> None:
+        """Take one frame that concerns no stream.
+
+        Raises:
+            RemoteProtocolError: it is not allowed in this state, or breaks the rules.
+        """
+        handler = self.TRANSITIONS.get((self.state, kind))
+        if handler is None:
+            raise RemoteProtocolError(f"frame of type {kind} while the link is {self.state.name}")
+        handler(self, body)
+
+    def _on_hello(self, body: memoryview) -> None:
+        hello = bodies.decode(bodies.Hello, body)
+        if hello.magic != MAGIC:
+            raise RemoteProtocolError(f"HELLO with magic {hello.magic!r}, expected {MAGIC!r}")
+        if hello.low > VERSIONS[1] or hello.high < VERSIONS[0]:
+            raise RemoteProtocolError(
+                f"peer speaks versions {hello.low} to {hello.high}, this side {VERSIONS[0]} to {VERSIONS[1]}"
+            )
+        if SITE_NAME.match(hello.site) is None:
+            raise RemoteProtocolError(f"HELLO from {hello.site!r}, which is no site's name")
+        if len(hello.incarnation) != _INCARNATION_SIZE:
+            raise RemoteProtocolError(f"HELLO with an incarnation of {len(hello.incarnation)} bytes, expected 16")
+        if hello.frame < 4096 or hello.window < hello.frame or hello.relay_window < 4096 or hello.backlog < 1:
+            raise RemoteProtocolError(
+                f"HELLO with frame {hello.frame}, window {hello.window}, relay window {hello.relay_window}, "
+                f"backlog {hello.backlog}: too small to work with"
+            )
+        self.peer = hello
+        self._scheduler.frame = min(self._scheduler.frame, hello.frame)
+        self.state = SessionState.OPEN if self._dialler else SessionState.ADMITTING
+        self._events.append(Greeted(hello))
+
+    def _on_ping(self, body: memoryview) -> None:
+        self._scheduler.control(_PONG)
+
+    def _on_pong(self, body: memoryview) -> None:
+        """Nothing: any byte is life."""
+
+    def _on_presence(self, body: memoryview) -> None:
+        presence = bodies.decode(bodies.Presence, body)
+        for name in (*presence.joined, *presence.left):
+            if SITE_NAME.match(name) is None:
+                raise RemoteProtocolError(f"PRESENCE of {name!r}, which is no site's name")
+        self._events.append(PresenceChanged(presence))
+
+    def _on_goaway(self, body: memoryview) -> None:
+        self.state = SessionState.CLOSING
+        self._events.append(Departed(bodies.decode(bodies.Goodbye, body)))
+
+    TRANSITIONS: Final[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {  # type: ignore[misc]
+        (SessionState.GREETING, FrameType.HELLO): _on_hello,
+        (SessionState.GREETING, FrameType.GOAWAY): _on_goaway,
+        (SessionState.ADMITTING, FrameType.GOAWAY): _on_goaway,
+        (SessionState.OPEN, FrameType.PING): _on_ping,
+        (SessionState.OPEN, FrameType.PONG): _on_pong,
+        (SessionState.OPEN, FrameType.PRESENCE): _on_presence,
+        (SessionState.OPEN, FrameType.GOAWAY): _on_goaway,
+        (SessionState.CLOSING, FrameType.PING): _on_pong,
+        (SessionState.CLOSING, FrameType.PONG): _on_pong,
+        (SessionState.CLOSING, FrameType.PRESENCE): _on_pong,
+        (SessionState.CLOSING, FrameType.GOAWAY): _on_pong,
+    }
+
+    def next_deadline(self) -> float:
+        """Return when ``handle_timeout`` is to be called at the latest."""
+        silent_at = self.last_received + self._silence
+        if self.state in (SessionState.GREETING, SessionState.ADMITTING):
+            return min(silent_at, self._hello_deadline)
+        return min(silent_at, self.last_sent + self._heartbeat)
+
+    def handle_timeout(self, now: float) -> None:
+        """Send a heartbeat if it is due; notice a peer that has fallen silent."""
+        if self.state in (SessionState.GREETING, SessionState.ADMITTING):
+            if now >= self._hello_deadline:
+                self._events.append(Silent(now - self.last_received))
+            return
+        if now - self.last_received >= self._silence:
+            self._events.append(Silent(now - self.last_received))
+        elif now - self.last_sent >= self._heartbeat:
+            self.last_sent = now
+            self.ping()

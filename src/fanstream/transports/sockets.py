@@ -1,0 +1,317 @@
+"""TCP and Unix sockets on asyncio: gathered writes, and reads straight into their destinations.
+
+The sockets are driven by readiness (``add_reader``, ``add_writer``) rather than through asyncio's transports and streams:
+those copy or allocate for every read (docs/explanation/performance.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from typing import Final
+
+from ..errors import BrokenError, ConnectError
+from ..wakeup import AsyncioFace, current_face
+from .addresses import Address, is_loopback
+from .base import Listener, OnConnect, Pump, Wire
+
+_log = logging.getLogger(__name__)
+
+_OUTPUT: Final = 2 * 1024 * 1024  # bytes asked of the pump at a time
+_BURST: Final = 4 * 1024 * 1024  # bytes moved by one callback before the loop has its turn
+_READS: Final = 4  # system calls of one callback
+_ACCEPTS: Final = 32
+_BACKLOG: Final = 1024
+_ACCEPT_PAUSE: Final = 0.5  # seconds, when the process is out of file descriptors
+_DEAD_AFTER: Final = 15_000  # milliseconds of unacknowledged data, as for a silent link
+_NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    face = current_face()
+    if not isinstance(face, AsyncioFace):
+        raise ConnectError("tcp:// and unix:// need asyncio; under Trio there is memory://")
+    return face.loop
+
+
+class SocketWire(Wire):
+    """One connected socket."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        sock.setblocking(False)
+        self._loop = _loop()
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._name = name
+        self._pump: Pump | None = None
+        self._unwritten: list[bytes | memoryview] = []
+        self._scheduled = False
+        self._armed = False  # waiting for the socket to take more
+        self._closing = False
+        self._ended = False
+        self._reason: Exception | None = None
+        self._done = current_face().wakeup()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def run(self, pump: Pump) -> Exception | None:
+        self._pump = pump
+        try:
+            if not self._ended:
+                self._loop.add_reader(self._fd, self._readable)
+                self._flush()
+                await self._done.wait()
+        finally:
+            self._end(None)
+            self._sock.close()
+        return self._reason
+
+    def wake(self) -> None:
+        if not self._scheduled and not self._armed and not self._ended and self._pump is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def close(self, reason: Exception | None = None, *, flush: bool = False) -> None:
+        if self._ended or self._closing:
+            return
+        self._reason = reason
+        if not flush or self._pump is None:
+            self._end(reason)
+            return
+        self._closing = True
+        self._loop.remove_reader(self._fd)
+        self.wake()
+
+    def _end(self, reason: Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._reason = self._reason or reason
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        self._unwritten = []
+        self._done.set()
+
+    def _readable(self) -> None:
+        pump, sock = self._pump, self._sock
+        assert pump is not None
+        try:
+            for _ in range(_READS):
+                buffers = pump.get_buffers()
+                if len(buffers) == 1:
+                    room = len(buffers[0])
+                    count = sock.recv_into(buffers[0])
+                else:
+                    room = len(buffers[0]) + len(buffers[1])
+                    count = sock.recvmsg_into(buffers)[0]
+                if count == 0:
+                    self._end(BrokenError(f"{self._name}: the other end closed it"))
+                    return
+                pump.received(count)
+                if count < room or self._ended or self._closing:
+                    return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._end(_broken(self._name, exc))
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._ended:
+            return
+        pump, sock = self._pump, self._sock
+        assert pump is not None
+        sent = 0
+        try:
+            while sent < _BURST:
+                out: Sequence[bytes | memoryview] = self._unwritten or pump.next_output(_OUTPUT)
+                if not out:
+                    self._disarm()
+                    if self._closing:
+                        self._end(None)
+                    return
+                count = sock.sendmsg(out)
+                sent += count
+                self._unwritten = _rest(out, count)
+                if self._unwritten:
+                    break
+        except (BlockingIOError, InterruptedError):
+            self._unwritten = list(out)
+        except OSError as exc:
+            self._end(_broken(self._name, exc))
+            return
+        if not self._armed:
+            self._armed = True
+            self._loop.add_writer(self._fd, self._flush)
+
+    def _disarm(self) -> None:
+        if self._armed:
+            self._armed = False
+            self._loop.remove_writer(self._fd)
+
+
+def _rest(out: Sequence[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+    """Return what of *out* is left after *count* bytes were written."""
+    for index, buffer in enumerate(out):
+        size = len(buffer)
+        if count < size:
+            return [memoryview(buffer)[count:], *out[index + 1 :]]
+        count -= size
+    return []
+
+
+def _broken(name: str, exc: OSError) -> BrokenError:
+    error = BrokenError(f"{name}: {exc.strerror or exc}")
+    error.__cause__ = exc
+    return error
+
+
+def _prepare(sock: socket.socket) -> None:
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER)
+
+
+class SocketListener(Listener):
+    """A bound and listening socket."""
+
+    def __init__(self, sock: socket.socket, address: Address, on_connect: OnConnect) -> None:
+        sock.setblocking(False)
+        self._loop = _loop()
+        self._sock = sock
+        self._on_connect = on_connect
+        self._path = address.path
+        self._pause: asyncio.TimerHandle | None = None
+        self.address = str(address)
+        self._loop.add_reader(sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _peer = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                if exc.errno not in _NO_DESCRIPTORS:
+                    raise
+                _log.warning("%s: %s; accepting pauses for %s s", self.address, exc.strerror, _ACCEPT_PAUSE)
+                self._loop.remove_reader(self._sock.fileno())
+                self._pause = self._loop.call_later(_ACCEPT_PAUSE, self._resume)
+                return
+            _prepare(sock)
+            self._on_connect(SocketWire(sock, f"a peer of {self.address}"))
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        if self._sock.fileno() == -1:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        if self._path:
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:
+                pass
+
+
+async def listen(address: Address, on_connect: OnConnect, *, allow_plain: bool) -> Listener:
+    """Bind an address.
+
+    Raises:
+        ConnectError: it cannot be bound, or is plain TCP beyond loopback and that was not asked for.
+    """
+    if address.scheme == "unix":
+        sock = _bind_unix(address.path)
+        return SocketListener(sock, address, on_connect)
+    family, where = await _resolve(address, allow_plain=allow_plain)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(_BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise ConnectError(f"{address}: {exc.strerror or exc}") from exc
+    bound = Address("tcp", host=address.host, port=sock.getsockname()[1])
+    return SocketListener(sock, bound, on_connect)
+
+
+def _bind_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)  # threat T1: for this user alone; nobody connects before listen()
+        sock.listen(_BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise ConnectError(f"unix://{path}: {exc.strerror or exc}") from exc
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that a dead process left behind; anything else at that path stays."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+async def dial(address: Address, *, allow_plain: bool) -> SocketWire:
+    """Connect to an address.
+
+    Raises:
+        ConnectError: it cannot be reached, or is plain TCP beyond loopback and that was not asked for.
+    """
+    loop = _loop()
+    if address.scheme == "unix":
+        family: socket.AddressFamily = socket.AF_UNIX
+        where: tuple[str, int] | str = address.path
+    else:
+        family, where = await _resolve(address, allow_plain=allow_plain)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        await loop.sock_connect(sock, where)
+        _prepare(sock)
+    except OSError as exc:
+        sock.close()
+        raise ConnectError(f"{address}: {exc.strerror or exc}") from exc
+    except BaseException:
+        sock.close()
+        raise
+    return SocketWire(sock, str(address))
+
+
+async def _resolve(address: Address, *, allow_plain: bool) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    try:
+        found = await _loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConnectError(f"{address}: {exc.strerror or exc}") from exc
+    family, _kind, _protocol, _name, where = found[0]
+    host = str(where[0])
+    if not allow_plain and not is_loopback(host):
+        raise ConnectError(
+            f"{address} leads to {host}, which is not loopback: plain TCP has no privacy and no identity. "
+            "Set allow_plain_tcp=True in EngineSettings if that is what you want"
+        )
+    return family, (host, int(where[1]))

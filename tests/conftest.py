@@ -1,0 +1,27 @@
+"""What every test may use: the two backends, and the gate before tests that need torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("trio", {}), id="trio"),
+    ],
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Run a test marked `anyio` on both backends, with the options that each is started with."""
+    backend: tuple[str, dict[str, Any]] = request.param
+    return backend
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `torch` where torch is not installed."""
+    if item.get_closest_marker("torch") is not None and find_spec("torch") is None:
+        pytest.skip("torch is not installed; `nox -s torch` runs this test")

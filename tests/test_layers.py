@@ -1,0 +1,77 @@
+"""The contracts on imports in pyproject.toml hold, and refuse what they are for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINT_IMPORTS = "from importlinter.cli import lint_imports_command as lint; lint()"
+SKELETON = {
+    "__init__": "from .engine import e",
+    "engine": "from .outgoing import o\ne = 0",
+    "outgoing": "from .link import k\no = 0",
+    "incoming": "from .link import k",
+    "link": "from .transports import t\nimport asyncio, anyio\nk = 0",
+    "transports.__init__": "from ..protocol import p\nt = 0",
+    "protocol.__init__": "from .frames import f\np = 0",
+    "protocol.frames": "from ..errors import x\nimport struct\nf = 0",
+    "codec.__init__": "from ..errors import x\nimport msgspec\nc = 0",
+    "options": "from .errors import x\nimport pydantic",
+    "errors": "x = 0",
+}
+
+
+def lint_imports(source_root: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LINT_IMPORTS, "--config", str(ROOT / "pyproject.toml"), "--no-cache", "--no-logo"],
+        cwd=source_root,
+        env=os.environ | {"PYTHONPATH": str(source_root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def write_package(root: Path, modules: dict[str, str]) -> None:
+    for name, source in modules.items():
+        path = root.joinpath("fanstream", *name.split(".")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source + "\n", encoding="utf-8")
+
+
+def test_the_contracts_hold() -> None:
+    status, report = lint_imports(ROOT / "src")
+    assert status == 0, report
+
+
+def test_a_package_that_keeps_to_the_layers_passes(tmp_path: Path) -> None:
+    write_package(tmp_path, SKELETON)
+    status, report = lint_imports(tmp_path)
+    assert status == 0, report
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "contract"),
+    [
+        pytest.param("protocol.frames", "import asyncio", "pure", id="the protocol imports asyncio"),
+        pytest.param("codec.chunks", "from time import monotonic", "pure", id="the codec reads a clock"),
+        pytest.param("errors", "import anyio\nx = 0", "pure", id="the protocol reaches anyio through another module"),
+        pytest.param("codec.chunks", "from ..protocol import p", "layers", id="the codec imports the protocol"),
+        pytest.param("transports.memory", "from ..engine import e", "layers", id="a transport imports the engine"),
+        pytest.param("transports.memory", "from .. import e", "layers", id="a transport imports the package's face"),
+        pytest.param("outgoing", "from .incoming import i\no = 0", "layers", id="one half of a stream meets the other"),
+        pytest.param("helpers", "", "layers", id="a module without a place"),
+    ],
+)
+def test_a_contract_refuses(module: str, source: str, contract: str, tmp_path: Path) -> None:
+    names = {"layers": "Imports point downward only", "pure": "The protocol and the codec do no I/O and know no clock"}
+    write_package(tmp_path, SKELETON | {module: source})
+    status, report = lint_imports(tmp_path)
+    assert status == 1, report
+    assert f"{names[contract]} BROKEN" in report
