@@ -138,6 +138,11 @@ class OutgoingStream:
         """The stream's id, as 32 hexadecimal digits."""
         return self._opening.stream.hex()
 
+    @property
+    def aborted(self) -> bool:
+        """Whether an ABORT was sent."""
+        return self._aborted
+
     def wakeup(self) -> Wakeup:
         """Make a wake-up of the engine's loop."""
         return self._host.face.wakeup()
@@ -327,6 +332,8 @@ class OutgoingStream:
             if stall is not None:
                 self._host.deadlines.cancel(stall)
         self._after(flight)
+        if flight.complete:
+            self.on_news()
         self._room.set()
         if event.final:
             self._leave(name, Standing.FINISHED, ReturnCode.OK, Outcome.NOT_SENT)

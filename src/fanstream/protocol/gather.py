@@ -80,12 +80,12 @@ class Flight:
         replies: what ``process_replies`` will see.
         unanswered: sites that were sent the object and have neither answered nor gone.
         complete: the gather is over; ``met`` says whether its policy was met.
-        on_complete: called once, when it is.
+        on_complete: called once, when it is; ``on_reply`` with each reply before.
         judged: the application has seen the replies.
     """
 
     __slots__ = (
-        "complete", "failure", "judged", "met", "needed", "on_complete", "replied", "replies", "seq", "size", "timer",
+        "complete", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied", "replies", "seq", "size", "timer",
         "unanswered", "waiting",
     )  # fmt: skip
 
@@ -102,6 +102,7 @@ class Flight:
         self.judged = False
         self.failure: str | None = None
         self.on_complete: Callable[[], object] | None = None
+        self.on_reply: Callable[[], object] | None = None
         self.timer: Any = None
 
 
@@ -203,6 +204,8 @@ class Gathering:
         flight.replied += 1
         if not flight.complete:
             flight.replies[name] = reply
+            if flight.on_reply is not None:
+                flight.on_reply()
             if flight.replied >= flight.needed or not waiting:
                 self._complete(flight)
         self._forget_if_done(flight)

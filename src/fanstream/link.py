@@ -1,0 +1,141 @@
+"""The shell of one connection: drives a ``LinkCore`` over a wire, and decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from .deadlines import Deadline, Deadlines
+from .errors import BrokenError, RemoteProtocolError
+from .protocol.bodies import Hello
+from .protocol.core import LinkCore, Surroundings
+from .protocol.events import Departed, Event, Greeted, Opened, PresenceChanged, Silent
+from .transports.base import Wire
+from .wakeup import Face
+
+_log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """What a link needs of its engine."""
+
+    face: Face
+    deadlines: Deadlines
+
+    def greeted(self, link: Link, hello: Hello) -> None:
+        """The peer has said HELLO."""
+
+    def opened(self, event: Opened) -> None:
+        """A peer has opened a stream at this site."""
+
+    def presence(self, link: Link, event: PresenceChanged) -> None:
+        """The hub has said which sites it leads to."""
+
+    def departed(self, link: Link, code: str, reason: str) -> None:
+        """The peer has said GOAWAY."""
+
+    def closed(self, link: Link, reason: str) -> None:
+        """The link is gone; its streams have heard of it."""
+
+
+class Link:
+    """One connection to one peer.
+
+    Attributes:
+        dialler: whether this side dialled.
+        open: whether streams may use it; the engine sets it.
+        error: the peer's offence, if one ended the link.
+    """
+
+    def __init__(self, host: Host, wire: Wire, me: Hello, shared: Surroundings, *, dialler: bool) -> None:
+        self._host = host
+        self._wire = wire
+        self._timer: Deadline | None = None
+        self.dialler = dialler
+        self.open = False
+        self.error: Exception | None = None
+        self.core = LinkCore(me, shared, dialler=dialler, on_output=wire.wake, now=host.face.time())
+
+    @property
+    def peer(self) -> str:
+        """The peer's name; empty before its HELLO."""
+        return self.core.peer
+
+    async def run(self) -> None:
+        """Live until the connection ends."""
+        self._set_timer()
+        reason = "the engine ended"
+        try:
+            ended = await self._wire.run(self)
+            reason = str(self.error or ended or "this side closed the link")
+        finally:
+            self.open = False
+            if self._timer is not None:
+                self._host.deadlines.cancel(self._timer)
+            self._deliver(self.core.lost(reason))
+            self._host.closed(self, reason)
+
+    def leave(self, code: str, reason: str = "") -> None:
+        """Say GOAWAY, and close once it is written."""
+        self.core.session.leave(code, reason)
+        self.open = False
+        self._wire.close(flush=True)
+
+    def drop(self, reason: Exception) -> None:
+        """Close at once."""
+        self.open = False
+        self._wire.close(reason)
+
+    # What the wire asks.
+
+    def get_buffers(self) -> list[memoryview]:
+        """Return where the next bytes are to be read."""
+        return self.core.get_buffers()
+
+    def received(self, count: int) -> None:
+        """Pass on *count* bytes that have landed where the core asked for them; never waits."""
+        try:
+            events = self.core.advance(count, self._host.face.time())
+            if events:
+                self._deliver(events)
+        except RemoteProtocolError as exc:
+            _log.warning("link to %s: the peer broke the protocol: %s", self.peer or self._wire.name, exc)
+            self.error = exc
+            self.leave("protocol", str(exc))
+        except Exception as exc:
+            _log.exception("link to %s: a defect; the link is closed", self.peer or self._wire.name)
+            self.error = exc
+            self.drop(exc)
+
+    def next_output(self, limit: int) -> Sequence[bytes | memoryview]:
+        """Return what is to be written next."""
+        return self.core.next_output(limit, self._host.face.time())
+
+    # What happens.
+
+    def _deliver(self, events: list[Event]) -> None:
+        for event in events:
+            leg = getattr(event, "leg", None)
+            if leg is not None:
+                if type(event) is Opened:
+                    self._host.opened(event)
+                elif leg.owner is not None:
+                    leg.owner.handle(event)
+            elif type(event) is Greeted:
+                self._host.greeted(self, event.hello)
+            elif type(event) is PresenceChanged:
+                self._host.presence(self, event)
+            elif type(event) is Departed:
+                self._host.departed(self, event.goodbye.code, event.goodbye.reason)
+                self.drop(BrokenError(f"the peer said {event.goodbye.code}: {event.goodbye.reason}"))
+            elif type(event) is Silent:
+                self.drop(BrokenError(f"{self.peer or self._wire.name} has been silent for {event.seconds:.1f} s"))
+
+    def _set_timer(self) -> None:
+        self._timer = self._host.deadlines.at(self.core.next_deadline(), self._due)
+
+    def _due(self, now: float) -> None:
+        self._timer = None
+        self._deliver(self.core.handle_timeout(now))
+        self._set_timer()

@@ -1,0 +1,73 @@
+"""Which sites can be reached, and over which link."""
+
+from __future__ import annotations
+
+import anyio
+
+from .link import Link
+from .protocol import bodies
+
+
+class Sites:
+    """An engine's links by the site they lead to, and the sites that its hub leads to."""
+
+    def __init__(self) -> None:
+        self.direct: dict[str, Link] = {}
+        self.beyond: dict[str, Link] = {}
+        self._event = anyio.Event()
+
+    def find(self, name: str) -> Link | None:
+        """Return the open link that leads to a site."""
+        link = self.direct.get(name) or self.beyond.get(name)
+        return link if link is not None and link.open else None
+
+    def names(self) -> set[str]:
+        """Return the sites that can be reached now."""
+        return {name for name in (*self.direct, *self.beyond) if self.find(name) is not None}
+
+    def tell(self) -> None:
+        """Wake whoever waits for a change."""
+        event, self._event = self._event, anyio.Event()
+        event.set()
+
+    async def changed(self) -> None:
+        """Wait for the next change."""
+        await self._event.wait()
+
+    def add(self, link: Link) -> None:
+        """A link is open: introduce its peer and the others to each other, if they dialled in here."""
+        name = link.peer
+        if not link.dialler:
+            others = [other for other in self.direct.values() if not other.dialler and other.open]
+            news = bodies.encode(bodies.Presence(False, [name], []))
+            for other in others:
+                other.core.session.announce(news)
+            known = bodies.Presence(True, [other.peer for other in others], [])
+            link.core.session.announce(bodies.encode(known))
+        self.direct[name] = link
+        link.open = True
+        self.tell()
+
+    def remove(self, link: Link) -> None:
+        """A link is gone, and with it all it led to."""
+        self.beyond = {name: via for name, via in self.beyond.items() if via is not link}
+        if self.direct.get(link.peer) is link:
+            del self.direct[link.peer]
+            if not link.dialler:
+                news = bodies.encode(bodies.Presence(False, [], [link.peer]))
+                for other in self.direct.values():
+                    if not other.dialler and other.open:
+                        other.core.session.announce(news)
+        self.tell()
+
+    def presence(self, link: Link, presence: bodies.Presence, own: str) -> None:
+        """A hub has said which sites it leads to."""
+        if presence.full:
+            self.beyond = {name: via for name, via in self.beyond.items() if via is not link}
+        for name in presence.joined:
+            if name != own:
+                self.beyond[name] = link
+        for name in presence.left:
+            if self.beyond.get(name) is link:
+                del self.beyond[name]
+        self.tell()
