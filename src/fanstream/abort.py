@@ -1,4 +1,4 @@
-"""AbortSignal: a tree of signals, each of which can be waited for, polled from a thread, or used as a cancellation scope."""
+"""AbortSignal: a tree of signals to wait for, to poll from a thread, or to use as cancellation scopes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class AbortSignal:
 
     @contextmanager
     def scope(self) -> Iterator[anyio.CancelScope]:
-        """Cancel the body of ``with signal.scope():`` when the signal is triggered; ``scope.cancelled_caught`` tells."""
+        """Cancel the body of ``with signal.scope():`` when the signal is triggered."""
         with anyio.CancelScope() as scope:
             unsubscribe = self.subscribe(scope.cancel)
             try:

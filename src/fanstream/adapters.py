@@ -18,10 +18,12 @@ _T = TypeVar("_T")
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether calling *function* gives something to await."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-async def call(function: Callable[..., Any], *args: Any, limiter: anyio.CapacityLimiter | None = None, **kwargs: Any) -> Any:
+async def call(
+    function: Callable[..., Any], *args: Any, limiter: anyio.CapacityLimiter | None = None, **kwargs: Any
+) -> Any:
     """Call a function that may be sync or async; a sync one in a worker thread when *limiter* is given.
 
     A call in a thread is never abandoned: a cancellation waits for its return.
@@ -112,7 +114,9 @@ def as_producer(producer: Any, *, window: int, timeout: float, limiter: anyio.Ca
         ValueError: it is a generator, which is lock step, and *window* is not 1.
     """
     if inspect.isasyncgenfunction(producer):
-        raise TypeError(f"producer is the generator function {producer.__qualname__}: call it, and pass what it returns")
+        raise TypeError(
+            f"producer is the generator function {producer.__qualname__}: call it, and pass what it returns"
+        )
     if inspect.isasyncgen(producer):
         if window != 1:
             raise ValueError(f"window is {window}: a generator gets the replies to each object from its yield, so 1")

@@ -38,8 +38,8 @@ class _Prop:
 class FLContext:
     """Props of one piece of work, each private or public and sticky or not, with who is doing it.
 
-    Private props stay at this site; public ones travel to the peer with each stream's OPEN. Sticky props are shared by all
-    contexts cloned from one another, or made by one engine; the others belong to this context alone.
+    Private props stay at this site; public ones travel to the peer with each stream's OPEN. Sticky props are shared by
+    all contexts cloned from one another, or made by one engine; the others belong to this context alone.
 
     Args:
         identity_name: the site's name.
@@ -72,7 +72,8 @@ class FLContext:
         """Set a prop.
 
         Returns:
-            False, after a warning, when the prop exists with another kind of privacy or stickiness and was left as it is.
+            False, after a warning, when the prop exists with another kind of privacy or stickiness and was left as it
+            is.
 
         Raises:
             TypeError: *key* is not a str.
@@ -115,8 +116,7 @@ class FLContext:
         return self.get_prop(f"__custom__.{key}", default)
 
     def _all(self) -> Iterator[tuple[str, _Prop]]:
-        yield from self._sticky.items()
-        yield from self._props.items()
+        yield from {**self._sticky, **self._props}.items()  # a context's own prop hides a sticky one of its name
 
     def get_all_public_props(self) -> dict[str, Any]:
         """Return what peers may see."""
@@ -154,7 +154,11 @@ class FLContext:
     def clone(self) -> FLContext:
         """Make a context with the same identity and a copy of the props; sticky ones stay shared."""
         twin = FLContext(
-            self._identity_name, self._job_id, engine=self._engine, abort_signal=self._abort_signal, _sticky=self._sticky
+            self._identity_name,
+            self._job_id,
+            engine=self._engine,
+            abort_signal=self._abort_signal,
+            _sticky=self._sticky,
         )
         twin._props = {key: _Prop(prop.value, prop.private, prop.sticky) for key, prop in self._props.items()}
         twin._peer_context = self._peer_context
@@ -162,7 +166,9 @@ class FLContext:
 
     def under(self, signal: AbortSignal) -> FLContext:
         """Return this context with another abort signal: the same props, shared, not copied."""
-        twin = FLContext(self._identity_name, self._job_id, engine=self._engine, abort_signal=signal, _sticky=self._sticky)
+        twin = FLContext(
+            self._identity_name, self._job_id, engine=self._engine, abort_signal=signal, _sticky=self._sticky
+        )
         twin._props = self._props
         twin._peer_context = self._peer_context
         return twin

@@ -20,7 +20,8 @@ class Deadline:
 class Deadlines:
     """A heap of deadlines with cheap cancellation.
 
-    A cancelled entry stays in the heap until it surfaces, or until the cancelled ones outnumber the living, when the heap
+    A cancelled entry stays in the heap until it surfaces, or until the cancelled ones outnumber the living, when the
+    heap
     is rebuilt: amortised, both operations cost O(log n), and memory follows the living.
 
     Args:

@@ -38,7 +38,7 @@ from .streaming import ConsumerFactory, StreamableEngine, StreamResult
 from .transports.addresses import Address, parse_all
 from .transports.base import Listener, Wire
 from .transports.memory import LOCAL, MemoryListener, network_now
-from .wakeup import AsyncioFace, TrioFace, current_face
+from .wakeup import Face, current_face
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class StreamEngine(StreamableEngine):
         if self._state != "new":
             raise ClosedError(f"engine {self.name} was entered before; make a new one")
         self._state = "running"
-        self.face: AsyncioFace | TrioFace = current_face()
+        self.face: Face = current_face()
         self._timer = self.face.wakeup()
         self.deadlines = Deadlines(self._timer.set)
         self.limiter = anyio.CapacityLimiter(self.settings.workers)
@@ -150,7 +150,7 @@ class StreamEngine(StreamableEngine):
                     await self._timer.wait()
             try:
                 self.deadlines.run(self.face.time())
-            except Exception:
+            except Exception:  # noqa: BLE001 - one defect must not stop every deadline of the engine
                 _log.exception("engine %s: a deadline's callback failed: a defect", self.name)
 
     async def shutdown_streamer(self) -> None:
@@ -207,7 +207,7 @@ class StreamEngine(StreamableEngine):
         self._links.add(link)
         try:
             await link.run()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a failing link never cancels the body of the engine
             _log.exception("engine %s: a link failed: a defect", self.name)
         finally:
             self._links.discard(link)
@@ -222,7 +222,7 @@ class StreamEngine(StreamableEngine):
             for address in self._connect:
                 if await self._dial(address):
                     pause = settings.retry_first
-            await anyio.sleep(pause * random.uniform(0.5, 1.0))
+            await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
             pause = min(pause * 2, settings.retry_max)
 
     async def _dial(self, address: Address) -> bool:
@@ -268,7 +268,7 @@ class StreamEngine(StreamableEngine):
         asked = self.face.time()
         old.core.session.ping()
         with anyio.move_on_after(self.settings.probe_timeout):
-            while old.open and old.core.session.last_received <= asked:
+            while old.open and old.core.session.last_received <= asked:  # noqa: ASYNC110 - any byte is the answer
                 await anyio.sleep(0.01)
         if old.open and old.core.session.last_received > asked:
             new.leave("name-in-use", f"another engine answers as {new.peer}")
@@ -351,7 +351,7 @@ class StreamEngine(StreamableEngine):
     async def _run_incoming(self, stream: IncomingStream) -> None:
         try:
             await stream.run()
-        except Exception:
+        except Exception:  # noqa: BLE001 - a failing stream never cancels the body of the engine
             _log.exception("engine %s: incoming stream %s failed: a defect", self.name, stream.stream_id)
         finally:
             self._incoming.discard(stream)
@@ -407,7 +407,9 @@ class StreamEngine(StreamableEngine):
         for name, callback in (("stream_done_cb", stream_done_cb), ("consumed_cb", consumed_cb)):
             if callback is not None and not callable(callback):
                 raise TypeError(f"{name} is of type {type(callback).__name__}, expected a function or None")
-        registration = self._registry.register(channel, topic, Handling(factory, stream_done_cb, consumed_cb, cb_kwargs))
+        registration = self._registry.register(
+            channel, topic, Handling(factory, stream_done_cb, consumed_cb, cb_kwargs)
+        )
         if self._state == "running":
             self._sites.tell()
         return registration
@@ -530,9 +532,7 @@ class StreamEngine(StreamableEngine):
                 with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.finalize_timeout):
                     await made.aclose()
 
-    async def _run_outgoing(
-        self, stream: OutgoingStream, body: bytes, work: Callable[[], Any]
-    ) -> StreamResult:
+    async def _run_outgoing(self, stream: OutgoingStream, body: bytes, work: Callable[[], Any]) -> StreamResult:
         """Open a stream, do its work inside its scope, and end it, however the work ended."""
         self._outgoing.add(stream)
         value: Any = None
@@ -578,7 +578,7 @@ class StreamEngine(StreamableEngine):
     ) -> AsyncIterator[OpenStream]:
         """Open a stream and send objects one by one: ``replies = await stream.send(obj, timeout=5)``.
 
-        Leaving the block ends the stream; leaving it with an exception aborts it. ``stream.result`` is there afterwards.
+        Leaving the block ends the stream, with an exception it aborts it; ``stream.result`` is there afterwards.
         """
         options = options or StreamOptions(window=64)
         fl_ctx = fl_ctx if fl_ctx is not None else self.new_context()

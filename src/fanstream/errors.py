@@ -53,7 +53,8 @@ class LocalProtocolError(ProtocolError):
 class RemoteProtocolError(ProtocolError):
     """The peer sent something that the protocol does not allow.
 
-    Directly from its sender it ends the link; through a hub it ends that stream only, since the hub between is not to blame.
+    Directly from its sender it ends the link; through a hub it ends that stream only, since the hub between is not to
+    blame.
     """
 
 

@@ -34,7 +34,7 @@ class OpenStream:
         """The stream's id, as 32 hexadecimal digits."""
         return self._stream.stream_id
 
-    async def send(self, obj: Shareable, timeout: Timeout | None = None) -> dict[str, Shareable]:
+    async def send(self, obj: Shareable, timeout: Timeout | None = None) -> dict[str, Shareable]:  # noqa: ASYNC109
         """Send one object and wait for its gather.
 
         Args:
@@ -56,7 +56,11 @@ class OpenStream:
         finally:
             self._stream.judged(flight)
 
-    async def replies(self, obj: Shareable, timeout: Timeout | None = None) -> AsyncIterator[tuple[str, Shareable]]:
+    async def replies(
+        self,
+        obj: Shareable,
+        timeout: Timeout | None = None,  # noqa: ASYNC109
+    ) -> AsyncIterator[tuple[str, Shareable]]:
         """Send one object and iterate over the replies as they arrive, until its gather is complete."""
         flight = await self._launch(obj, timeout)
         if flight is None:
@@ -75,7 +79,7 @@ class OpenStream:
         finally:
             self._stream.judged(flight)
 
-    async def _launch(self, obj: Shareable, timeout: Timeout | None) -> Flight | None:
+    async def _launch(self, obj: Shareable, timeout: Timeout | None) -> Flight | None:  # noqa: ASYNC109
         if not isinstance(obj, Shareable):
             raise TypeError(f"obj is of type {type(obj).__name__}, expected Shareable")
         seconds = check_timeout(self._options.timeout if timeout is None else timeout)
@@ -112,7 +116,9 @@ class IncomingStreamHandle(ObjectConsumer):
         self._arrived = anyio.Event()
         self._answered = anyio.Event()
 
-    async def consume(self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[bool, Shareable]:
+    async def consume(
+        self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
+    ) -> tuple[bool, Shareable]:
         self._object, self._answer = shareable, None
         self._answered = anyio.Event()
         self._arrived.set()
@@ -177,4 +183,3 @@ class IncomingStreams(ConsumerFactory):
         """Take the registration back; streams already here go on."""
         self.registration.unregister()
         await anyio.lowlevel.checkpoint()
-

@@ -57,7 +57,7 @@ class Host(Protocol):
         """Make the context of an incoming stream."""
 
 
-class _Failure(Exception):
+class _SiteFailureError(Exception):
     """Something went wrong at this site: what the opener is told of it."""
 
     def __init__(self, rc: str, reason: str) -> None:
@@ -163,7 +163,7 @@ class IncomingStream:
                 finally:
                     unsubscribe()
             end = self._stop or (ReturnCode.OK, "")
-        except _Failure as failure:
+        except _SiteFailureError as failure:
             end = self._stop or (failure.rc, failure.reason)
         finally:
             if self._idle is not None:
@@ -179,7 +179,7 @@ class IncomingStream:
             if not (isinstance(context, dict) and isinstance(props, dict) and isinstance(job, str)):
                 raise TypeError("its parts are of the wrong types")
         except (CodecError, TypeError, KeyError) as exc:
-            raise _Failure(ReturnCode.BAD_REQUEST_DATA, f"OPEN's body cannot be read: {exc}") from exc
+            raise _SiteFailureError(ReturnCode.BAD_REQUEST_DATA, f"OPEN's body cannot be read: {exc}") from exc
         self._body = b""
         context.pop(StreamContextKey.RC, None)
         context[StreamContextKey.CHANNEL] = leg.opening.channel
@@ -259,7 +259,7 @@ class IncomingStream:
 
     async def _consume(
         self, consume: Callable[..., Any], arrived: ObjectArrived
-    ) -> tuple[bool, Encoded, _Failure | None]:
+    ) -> tuple[bool, Encoded, _SiteFailureError | None]:
         """Consume one object.
 
         Returns:
@@ -268,7 +268,7 @@ class IncomingStream:
         value = arrived.value
         try:
             if isinstance(value, UnknownTypeError):
-                raise _Failure(ReturnCode.BAD_REQUEST_DATA, str(value)) from value
+                raise _SiteFailureError(ReturnCode.BAD_REQUEST_DATA, str(value)) from value
             value.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props
             result = await consume(value, self._stream_ctx, self._fl_ctx)
             if not isinstance(result, tuple) or len(result) != 2:
@@ -288,14 +288,14 @@ class IncomingStream:
             if jar is not None and reply.get_cookie_jar() is None:
                 reply.set_cookie_jar(jar)
             encoded = self._host.codec.encode(reply)
-        except Exception as exc:
-            failure = exc if isinstance(exc, _Failure) else self._report(exc, "consume")
+        except Exception as exc:  # noqa: BLE001 - the application's code may raise anything
+            failure = exc if isinstance(exc, _SiteFailureError) else self._report(exc, "consume")
             return False, self._host.codec.encode(make_reply(failure.rc, {"reason": failure.reason})), failure
         if not go_on:
             self._last_rc = reply.get_return_code()
         return bool(go_on), encoded, None
 
-    async def _end_early(self, seq: int, reply: Encoded, failure: _Failure | None) -> None:
+    async def _end_early(self, seq: int, reply: Encoded, failure: _SiteFailureError | None) -> None:
         """End the stream at this site's own wish: the end runs first, then the reply leaves and carries it."""
         rc, reason = (self._last_rc, "") if failure is None else (failure.rc, failure.reason)
         with anyio.CancelScope(shield=True):
@@ -313,8 +313,8 @@ class IncomingStream:
         """Whether nobody is left to be told."""
         return self._leg.closed
 
-    def _report(self, exc: BaseException, what: str) -> _Failure:
-        """Log a failure of the application's code, and make what the opener is told: no details, a number to ask for."""
+    def _report(self, exc: BaseException, what: str) -> _SiteFailureError:
+        """Log a failure of the application's code; make what the opener is told: no details, a number to ask for."""
         correlation = secrets.token_hex(4)
         opening = self._leg.opening
         _log.error(
@@ -322,7 +322,9 @@ class IncomingStream:
             what, self.stream_id, opening.opener, opening.channel, opening.topic, correlation,
             exc_info=exc,
         )  # fmt: skip
-        return _Failure(ReturnCode.EXECUTION_EXCEPTION, f"{what} failed at {self._host.name}, correlation id {correlation}")
+        return _SiteFailureError(
+            ReturnCode.EXECUTION_EXCEPTION, f"{what} failed at {self._host.name}, correlation id {correlation}"
+        )
 
     async def _end(self, rc: str, reason: str) -> None:
         """Finalize, and acknowledge the end."""
@@ -342,7 +344,7 @@ class IncomingStream:
             return rc, reason, b""
         handling, context, fl_ctx, limiter = self._handling, self._stream_ctx, self._fl_ctx, self._limiter
         context[StreamContextKey.RC] = rc
-        failure: _Failure | None = None
+        failure: _SiteFailureError | None = None
         result: Any = None
         timeout = self._host.settings.finalize_timeout
         with anyio.move_on_after(timeout) as bound:
@@ -350,19 +352,19 @@ class IncomingStream:
             if finalize is not None:
                 try:
                     await call(finalize, context, fl_ctx, limiter=limiter)
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - the application's code may raise anything
                     failure = self._report(exc, "finalize")
                     context[StreamContextKey.RC] = failure.rc
             if handling.stream_done_cb is not None:
                 try:
                     result = await call(handling.stream_done_cb, context, fl_ctx, limiter=limiter, **handling.cb_kwargs)
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - the application's code may raise anything
                     failure = failure or self._report(exc, "stream_done_cb")
             give_back = getattr(handling.factory, "return_consumer", None)
             if give_back is not None:
                 try:
                     await call(give_back, consumer=consumer, stream_ctx=context, fl_ctx=fl_ctx, limiter=limiter)
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - the application's code may raise anything
                     self._report(exc, "return_consumer")
         if bound.cancelled_caught:
             failure = failure or self._report(TimeoutError(f"longer than {timeout} s"), "the end")

@@ -103,7 +103,7 @@ class Link:
             _log.warning("link to %s: the peer broke the protocol: %s", self.peer or self._wire.name, exc)
             self.error = exc
             self.leave("protocol", str(exc))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - a defect ends this link alone
             _log.exception("link to %s: a defect; the link is closed", self.peer or self._wire.name)
             self.error = exc
             self.drop(exc)

@@ -60,16 +60,17 @@ class StreamOptions(_Frozen):
 
     Attributes:
         window: how many objects may be in flight: produced and not yet through ``process_replies``.
-        gather: when an object's gather is complete: ``"all"`` sites, the ``"first"``, or ``Quorum(k)``; or at its deadline.
+        gather: when an object's gather is complete: ``"all"`` sites, the ``"first"``, or ``Quorum(k)``; or at its
+            deadline.
         straggler: what happens to a site that stays behind: ``"wait"`` for it (up to *stall_timeout*), or ``Drop(n)``.
-        max_lag: how far beyond the window a site's unanswered objects may pile up before it holds the stream; None means
-            the window again.
+        max_lag: how far beyond the window a site's unanswered objects may pile up before it holds the stream; None
+            means the window again.
         stall_timeout: how long a site at that limit may hold the stream before it is dropped.
         end_timeout: how long the sites' acknowledgements of the end are waited for.
         connect_grace: how long a site that is not reachable yet is waited for at the start; 0 does not wait.
         resume_window: how long a broken link may take to come back; 0 until streams can be resumed.
-        copy_objects: take a private copy of an object's buffers when it is encoded, so that they may be changed at once.
-            Its alias, and its name in the constructor, is ``copy``.
+        copy_objects: take a private copy of an object's buffers when it is encoded, so that they may be changed at
+            once. Its alias, and its name in the constructor, is ``copy``.
         timeout: an object's timeout where the producer names none (the plain shapes).
     """
 

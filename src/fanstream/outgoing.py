@@ -1,4 +1,4 @@
-"""One outgoing stream: its sites, its window, its deadlines, its end. Who makes the objects is ``producing.py``'s matter."""
+"""One outgoing stream: its sites, its window, its deadlines, its end; ``producing.py`` makes the objects."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Offer:
 class OutgoingStream:
     """The opener's side of one stream.
 
-    Objects are sent with ``room`` and ``dispatch``; ``end``, ``abort`` and ``result`` finish it. One task uses it, or two
-    that share the work of producing and judging.
+    Objects are sent with ``room`` and ``dispatch``; ``end``, ``abort`` and ``result`` finish it. One task uses it, or
+    two that share the work of producing and judging.
 
     Args:
         host: the engine.
@@ -359,7 +359,7 @@ class OutgoingStream:
         self._acknowledged(name)
 
     def _on_lost(self, event: Lost) -> None:
-        name = event.leg.site
+        name = event.leg.opening.targets[0]
         self._legs.pop(name, None)
         rc = ReturnCode.COMMUNICATION_ERROR
         if name in self._gathering.active:
@@ -494,7 +494,7 @@ def _nothing() -> None:
 def _truthy(value: Any) -> bool:
     try:
         return bool(value)
-    except Exception:  # an array of several numbers has no truth of its own; it is something, so it is true
+    except Exception:  # noqa: BLE001 - an array of several numbers has no truth of its own; it is something, so it is true
         return True
 
 
@@ -523,4 +523,3 @@ def check_targets(targets: Any, own_name: str) -> list[str]:
             raise ValueError(f"targets[{index}] is {name!r}, this site's own name")
         seen.add(name)
     return names
-

@@ -14,15 +14,15 @@ from .shareable import Shareable
 from .streaming import ObjectProducer
 
 _UNWAITED: Final = 256
-# Gathers judged in a row without waiting, after which the loop gets its turn: more than a usual window, so that it costs
-# nothing there, yet a producer whose sites are all gone cannot starve the rest.
+# Gathers judged in a row without waiting, after which the loop gets its turn: more than a usual window, so that it
+# costs # nothing there, yet a producer whose sites are all gone cannot starve the rest.
 
 
 class ProducerRun:
     """One producer at work on one stream.
 
-    With a window of 1 one task does everything in turn. With a larger one, one task produces ahead while another judges;
-    the first failure of either ends both.
+    With a window of 1 one task does everything in turn. With a larger one, one task produces ahead while another
+    judges; the first failure of either ends both.
 
     Args:
         stream: an open stream.
@@ -31,7 +31,9 @@ class ProducerRun:
         window: the stream's.
     """
 
-    def __init__(self, stream: OutgoingStream, producer: ObjectProducer, stream_ctx: StreamContext, window: int) -> None:
+    def __init__(
+        self, stream: OutgoingStream, producer: ObjectProducer, stream_ctx: StreamContext, window: int
+    ) -> None:
         self._stream = stream
         self._producer = producer
         self._stream_ctx = stream_ctx
@@ -68,7 +70,7 @@ class ProducerRun:
                         pass
                     self._exhausted = True
                     self._news.set()
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - passed on to the caller as itself
                     self._error = exc
                     tg.cancel_scope.cancel()
 
@@ -76,7 +78,7 @@ class ProducerRun:
             try:
                 while await self._judge_one():
                     pass
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - passed on to the caller as itself
                 self._error = exc
             tg.cancel_scope.cancel()
         if self._error is not None:
@@ -89,7 +91,9 @@ class ProducerRun:
             return False
         produced = await self._producer.produce(self._stream_ctx, self._fl_ctx)
         if not isinstance(produced, tuple) or len(produced) != 2:
-            raise TypeError(f"produce returned {type(produced).__name__}, expected a tuple (Shareable or None, timeout)")
+            raise TypeError(
+                f"produce returned {type(produced).__name__}, expected a tuple (Shareable or None, timeout)"
+            )
         obj, timeout = produced
         if obj is None:
             return False

@@ -77,7 +77,7 @@ class Shareable(dict[str, Any]):
         found = self.get(_HEADERS)
         if found is None:
             found = self[_HEADERS] = {}
-        return found  # type: ignore[no-any-return]  # a dict[str, Any] holds it
+        return found
 
     def set_header(self, key: str, value: Any) -> None:
         """Set one header."""

@@ -1,4 +1,4 @@
-"""The interface: what an application implements, and what an engine offers. The names are those of ``nvflare.apis.streaming``."""
+"""The interface: what an application implements, and what an engine offers, by NVIDIA FLARE's names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ObjectProducer(ABC):
 
     @abstractmethod
     async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
-        """Judge the replies to one object; called in the order of the objects, once for each, when its gather is complete.
+        """Judge the replies to one object; called in order, once for each object, when its gather is complete.
 
         Args:
             replies: site name to reply. A site that did not answer in time has ``TIMEOUT``, one that cannot be reached
@@ -74,7 +74,7 @@ class ObjectConsumer(ABC):
         """
 
     async def finalize(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
-        """Clean up: called exactly once, whatever ended the stream; ``stream_ctx[StreamContextKey.RC]`` tells what did."""
+        """Clean up: called exactly once, whatever ended the stream; ``stream_ctx["__RC__"]`` tells what did."""
 
 
 class ConsumerFactory(ABC):

@@ -1,4 +1,4 @@
-"""The little that differs between asyncio and Trio above the transports: the clock, the wake-up, the call from another thread.
+"""What differs between asyncio and Trio above the transports: the clock, the wake-up, the call from a thread.
 
 A wake-up is made of a bare asyncio future where there is one: an ``anyio.Event`` costs ten times as much, and these are
 what the hot paths wait on (docs/explanation/performance.md).
@@ -7,6 +7,7 @@ what the hot paths wait on (docs/explanation/performance.md).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -137,10 +138,8 @@ class TrioFace:
             return
         import trio
 
-        try:
+        with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(function)
-        except trio.RunFinishedError:
-            pass
 
 
 def current_face() -> AsyncioFace | TrioFace:

@@ -117,7 +117,9 @@ def split_opening(data: memoryview, *, max_routing: int, max_body: int) -> tuple
         raise RemoteProtocolError(f"OPEN of {len(data)} bytes, expected at least {U32.size}")
     (size,) = U32.unpack_from(data)
     if size > max_routing or size > len(data) - U32.size:
-        raise RemoteProtocolError(f"OPEN's routing part of {size} bytes, limit {min(max_routing, len(data) - U32.size)}")
+        raise RemoteProtocolError(
+            f"OPEN's routing part of {size} bytes, limit {min(max_routing, len(data) - U32.size)}"
+        )
     body = data[U32.size + size :]
     if len(body) > max_body:
         raise RemoteProtocolError(f"OPEN's body of {len(body)} bytes, limit {max_body}")

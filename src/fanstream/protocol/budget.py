@@ -24,7 +24,8 @@ class Holder(Protocol):
 class Budget:
     """Reserves whole objects before their data is let in.
 
-    A holder that holds nothing may always reserve one object, alone and whatever its size: so every stream moves, and an
+    A holder that holds nothing may always reserve one object, alone and whatever its size: so every stream moves, and
+        an
     object larger than its share is still received. What does not fit waits, in order of arrival.
 
     Args:
@@ -66,8 +67,7 @@ class Budget:
         if holder.held == 0:
             return True
         return (
-            self.used + size <= self._engine_limit
-            and self._origins.get(holder.origin, 0) + size <= self._origin_limit
+            self.used + size <= self._engine_limit and self._origins.get(holder.origin, 0) + size <= self._origin_limit
         )
 
     def release(self, holder: Holder, size: int) -> None:

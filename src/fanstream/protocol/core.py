@@ -326,7 +326,7 @@ class LinkCore:
                 f"OPEN of a stream with an id of {len(opening.stream)} bytes, target {target} of "
                 f"{len(opening.targets)} and a backlog of {opening.backlog}"
             )
-        where = self._admit(opening)
+        where: LinkCore | Refusal | None = self._admit(opening)
         if where is None:
             where = self._shared.route(self, opening, opening.targets[target])
         if isinstance(where, Refusal):
@@ -363,9 +363,6 @@ class LinkCore:
         join_relays(near, far)
         self.legs[alias] = near
         onward.legs[far_alias] = far
-        onward.scheduler.control(
-            pack(FrameType.OPEN, far_alias, body=body, flags=Flag.CRITICAL, target=target)
-        )
+        onward.scheduler.control(pack(FrameType.OPEN, far_alias, body=body, flags=Flag.CRITICAL, target=target))
         near.widen(self._limits.relay_window)
         far.widen(self._limits.relay_window)
-

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bodies import Goodbye, Hello, Opening, Presence
+    from .bodies import Goodbye, Hello, Presence
     from .legs import OpenerLeg, ReceiverLeg
 
 
 class Event:
     """One thing that happened."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"

@@ -1,7 +1,7 @@
 """Frames: the units on the wire. ``docs/reference/wire.md`` documents every byte of what is here.
 
-A frame is a 24-byte header and a body. Its clear part says what a forwarder needs: the type, the link-local alias of the
-stream, the target, and the sequence number.
+A frame is a 24-byte header and a body. Its clear part says what a forwarder needs: the type, the link-local alias of
+the stream, the target, and the sequence number.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CHUNK_HEADER: Final = struct.Struct("<IBBHIQHHIIQ")
 CHUNK_HEADER_SIZE: Final = CHUNK_HEADER.size
 
 PAYLOAD: Final = struct.Struct("<IIQQ")
-"""Head of an OBJECT's or REPLY's body: timeout in ms (0: none), number of buffers, their total, replies acknowledged."""
+"""Head of an OBJECT's or REPLY's body: timeout in ms (0: none), buffers, their total bytes, replies acknowledged."""
 PAYLOAD_SIZE: Final = PAYLOAD.size
 PAYLOAD_HEADER: Final = struct.Struct("<IBBHIQHHIIQQ")
 """Header and payload head in one: 48 bytes, then buffer sizes (u64 each) and the envelope."""

@@ -1,4 +1,4 @@
-"""Who has answered what: the gather of each object, each site's standing, and the account of every (object, site) pair."""
+"""Who has answered what: each object's gather, each site's standing, the account of every (object, site) pair."""
 
 from __future__ import annotations
 
@@ -47,7 +47,19 @@ class SiteLedger:
         rc: the code that its failed pairs get, and with which it ended.
     """
 
-    __slots__ = ("answered", "counts", "end_result", "ended", "late", "misses", "name", "rc", "reason", "sent", "standing")
+    __slots__ = (
+        "answered",
+        "counts",
+        "end_result",
+        "ended",
+        "late",
+        "misses",
+        "name",
+        "rc",
+        "reason",
+        "sent",
+        "standing",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,8 +97,8 @@ class Flight:
     """
 
     __slots__ = (
-        "complete", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied", "replies", "seq", "size", "timer",
-        "unanswered", "waiting",
+        "complete", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied", "replies", "seq",
+        "size", "timer", "unanswered", "waiting",
     )  # fmt: skip
 
     def __init__(self, seq: int, size: int) -> None:

@@ -37,7 +37,19 @@ class Arrival:
         value: the decoded object, once it is whole; or the error that its types met.
     """
 
-    __slots__ = ("buffer", "decoding", "done", "envelope", "flags", "offset", "seq", "size", "sizes", "timeout_ms", "value")
+    __slots__ = (
+        "buffer",
+        "decoding",
+        "done",
+        "envelope",
+        "flags",
+        "offset",
+        "seq",
+        "size",
+        "sizes",
+        "timeout_ms",
+        "value",
+    )
 
     def __init__(self, seq: int, flags: int, timeout_ms: int, size: int) -> None:
         self.seq = seq
@@ -68,8 +80,8 @@ class Inbound:
     """
 
     __slots__ = (
-        "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits", "_scheduler", "_target",
-        "_unreserved", "acked", "expected", "held", "origin",
+        "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits",
+        "_scheduler", "_target", "_unreserved", "acked", "expected", "held", "origin",
     )  # fmt: skip
 
     def __init__(
@@ -136,7 +148,9 @@ class Inbound:
             return
         start = PAYLOAD_SIZE + 8 * count
         if count > limits.buffers or start > length:
-            raise RemoteProtocolError(f"object of {count} buffers, limit {min(limits.buffers, (length - PAYLOAD_SIZE) // 8)}")
+            raise RemoteProtocolError(
+                f"object of {count} buffers, limit {min(limits.buffers, (length - PAYLOAD_SIZE) // 8)}"
+            )
         sizes = struct.unpack_from(f"<{count}Q", body, PAYLOAD_SIZE)
         envelope = body[start:]
         if len(envelope) > limits.envelope:
@@ -156,13 +170,28 @@ class Inbound:
             arrival.envelope = bytes(envelope)
             self._unreserved.append(arrival)
             if self._budget.request(self, size):
-                self.granted()
+                self._let_in()
 
     def granted(self) -> None:
-        """Let in the oldest object that waited for its reservation."""
+        """Let in the oldest object that waited for its reservation.
+
+        This runs while another stream gives its bytes back, which is not to blame for what this envelope holds: the peer
+        hears of that with the object's first chunk.
+        """
+        arrival = self._unreserved[0]
+        try:
+            self._let_in()
+        except RemoteProtocolError as exc:
+            arrival.value = exc
+            self._grant(arrival)
+
+    def _let_in(self) -> None:
         arrival = self._unreserved.popleft()
         envelope, arrival.envelope = arrival.envelope, b""
         self._prepare(arrival, envelope)
+        self._grant(arrival)
+
+    def _grant(self, arrival: Arrival) -> None:
         self._scheduler.control(pack(FrameType.GRANT, self._alias, arrival.seq, target=self._target))
 
     def _prepare(self, arrival: Arrival, envelope: memoryview | bytes) -> None:
@@ -191,7 +220,11 @@ class Inbound:
                 f"CHUNK at buffer {buffer}, offset {offset}; expected buffer {arrival.buffer}, offset {arrival.offset}"
             )
         if size > arrival.sizes[buffer] - offset:
-            raise RemoteProtocolError(f"CHUNK of {size} bytes, {arrival.sizes[buffer] - offset} left in buffer {buffer}")
+            raise RemoteProtocolError(
+                f"CHUNK of {size} bytes, {arrival.sizes[buffer] - offset} left in buffer {buffer}"
+            )
+        if isinstance(arrival.value, RemoteProtocolError):
+            raise arrival.value
         if arrival.decoding is None:  # of unknown type: drained, never stored
             return memoryview(bytearray(size))
         return arrival.decoding.destinations[buffer][offset : offset + size]

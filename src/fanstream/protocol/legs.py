@@ -305,7 +305,7 @@ class ReceiverLeg(Leg):
             raise RemoteProtocolError(f"object {seq} from {self.opener} after the end at {self.final}")
         if seq - self.answered >= self.opening.backlog:
             raise RemoteProtocolError(
-                f"object {seq} from {self.opener}: {seq - self.answered} are unanswered, the limit is {self.opening.backlog}"
+                f"object {seq} from {self.opener}: {seq - self.answered} unanswered, limit {self.opening.backlog}"
             )
         inbound.payload(seq, flags, body)
         cache = self._cache
@@ -334,7 +334,9 @@ class ReceiverLeg(Leg):
 
     def _on_end(self, flags: int, seq: int, body: memoryview) -> None:
         if seq < self.inbound.expected or (self.final is not None and seq != self.final):
-            raise RemoteProtocolError(f"END after {seq} objects from {self.opener}, which has sent {self.inbound.expected}")
+            raise RemoteProtocolError(
+                f"END after {seq} objects from {self.opener}, which has sent {self.inbound.expected}"
+            )
         self.final = seq
         withdraw = bool(flags & Flag.WITHDRAW)
         if withdraw:
@@ -367,4 +369,3 @@ class ReceiverLeg(Leg):
         (LegState.DRAINING, FrameType.ABORT): _on_abort,
         (LegState.DRAINING, FrameType.LOST): Leg._on_lost,
     }
-

@@ -19,9 +19,7 @@ class FrameSink(Protocol):
     def limit(self, kind: int) -> int:
         """Return the largest body, in bytes, of a frame of this type (CHUNK: its data alone)."""
 
-    def frame(
-        self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview
-    ) -> None:
+    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview) -> None:
         """Take one whole frame. *body* is valid only during the call."""
 
     def chunk(self, alias: int, seq: int, buffer: int, offset: int, size: int, target: int) -> memoryview | None:

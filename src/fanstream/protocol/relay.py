@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import RemoteProtocolError
 from ..shareable import ReturnCode
 from . import bodies
-from .frames import CHUNK, CHUNK_HEADER, HEADER, FrameType, pack
+from .frames import CHUNK, CHUNK_HEADER, HEADER, PAYLOAD, PAYLOAD_SIZE, FrameType, pack
 from .sending import Buffer
 
 if TYPE_CHECKING:
@@ -77,16 +77,18 @@ class _Held:
 class RelayLeg:
     """One of a route's two ends: takes the frames of its own link, and sends on what the other end took.
 
-    The routing part is all that is read; objects are not decoded. Each hop has its own wire window: what was received is
-    granted to its sender anew only when it has left on the other link, so a route holds no more than its windows.
+    The routing part is all that is read; objects are not decoded. Each hop has its own wire window: what was received
+    is granted to its sender anew only when it has left on the other link, so a route holds no more than its windows.
     """
 
     __slots__ = (
-        "_closing", "_core", "_landing", "_owed", "_pool", "_queue", "_returned", "_target", "_window", "alias", "credit",
-        "joined", "opening", "other",
+        "_aborted", "_core", "_ended", "_landing", "_owed", "_pool", "_queue", "_replies", "_returned", "_target", "_to_come", "_window", "alias",
+        "credit", "joined", "opening", "other",
     )  # fmt: skip
 
-    def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, pool: RelayPool, *, credit: int) -> None:
+    def __init__(
+        self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, pool: RelayPool, *, credit: int
+    ) -> None:
         self._core = core
         self._target = target
         self._pool = pool
@@ -95,7 +97,10 @@ class RelayLeg:
         self._window = FIRST_WINDOW  # granted to the sender on this link
         self._owed = 0  # received from it, and not granted anew yet
         self._returned = 0  # left on the other link, and about to be granted anew
-        self._closing = False
+        self._replies = 0  # received from the site
+        self._to_come = 0  # bytes of their buffers
+        self._ended: int | None = None  # how many replies there are, once the site has said ENDED
+        self._aborted = False  # nobody waits for the replies any more
         self.alias = alias
         self.opening = opening
         self.credit = credit
@@ -124,24 +129,33 @@ class RelayLeg:
         elif kind in _DATA:
             size = len(body)
             self._owe(size)
+            if kind == FrameType.REPLY:
+                self._replies = max(self._replies, seq + 1)
+                self._to_come += PAYLOAD.unpack_from(body)[2] if size >= PAYLOAD_SIZE else 0
             header = HEADER.pack(size, kind, flags, other._target, other.alias, seq, 0, 0)
             other._enqueue(_Held(header, bytes(body), size, None))
         elif kind in _FORWARDED:
             if kind == FrameType.ABORT:
                 other._drop()
+                other._aborted = True
             other._control(kind, flags, seq, bytes(body))
+            other._close_if_through()
         elif kind in _LAST_WORDS:
             other._control(kind, flags, seq, bytes(body))
             self._drop()
-            self._closing = other._closing = True
-            other._close_if_drained()
+            if kind == FrameType.ENDED:  # it travels ahead of replies that wait for GRANT or CREDIT
+                self._ended = seq
+                self._close_if_through()
+            else:
+                other._close()
+                self._close()
         else:
             raise RemoteProtocolError(f"frame of type {kind} on a forwarded stream")
 
     def chunk(self, seq: int, buffer: int, offset: int, size: int) -> memoryview | None:
         """Say where a chunk lands before it is sent on."""
-        if self._closing and not self.other._queue:
-            return None
+        if self.other._ended is not None:
+            return None  # an object for a site that has ended the stream
         self._owe(size)
         block = self._pool.block(size)
         self._landing = (block, buffer, offset)
@@ -154,6 +168,7 @@ class RelayLeg:
         block, buffer, offset = self._landing
         self._landing = None
         other = self.other
+        self._to_come -= size
         view = memoryview(block)
         start = 0
         while start < size:
@@ -215,7 +230,7 @@ class RelayLeg:
             for held in gone:
                 self._pool.recycle(held.block)
             self.other._gone(done)
-            self._close_if_drained()
+            self.other._close_if_through()
 
         self._core.scheduler.when_written(written)
         return done
@@ -241,8 +256,12 @@ class RelayLeg:
         if dropped:
             self.other._gone(dropped)
 
-    def _close_if_drained(self) -> None:
-        if self._closing and not self._queue and self.alias in self._core.legs:
+    def _close_if_through(self) -> None:
+        """Forget the route once the site on this link has ended, and all its replies have left on the other."""
+        if self._ended is None:
+            return
+        through = self._replies >= self._ended and self._to_come <= 0 and not self.other._queue
+        if (through or self._aborted) and self._core.legs.get(self.alias) is self:
             self.other._close()
             self._close()
 

@@ -86,10 +86,8 @@ class Scheduler:
 
     def leave(self, turn: Turn) -> None:
         """Take *turn* out, if it is there."""
-        try:
+        if turn in self._ring:
             self._ring.remove(turn)
-        except ValueError:
-            pass
 
     def when_written(self, callback: Callable[[], object]) -> None:
         """Call *callback* once what the current turn emits has been written."""
@@ -118,6 +116,8 @@ class Scheduler:
         while ring and total < limit and len(out) < _MAX_BUFFERS:
             turn = ring[0]
             total += turn.emit(out, min(self.frame, limit))
+            if not ring or ring[0] is not turn:
+                continue  # its last turn ended it, and it has left
             if not turn.sendable:
                 ring.popleft()
                 turn.joined = False  # type: ignore[attr-defined]  # every Turn of this package has it
@@ -144,7 +144,8 @@ class _Transfer:
 class Outbound:
     """The sending half of one stream at one site: objects if it is the opener's, replies if it is the receiver's.
 
-    Every payload byte counts against the wire window, which may be overdrawn by one frame: so no frame is too large to be
+    Every payload byte counts against the wire window, which may be overdrawn by one frame: so no frame is too large to
+        be
     sent. Buffers of more than *small* bytes wait for the receiver's GRANT.
 
     Args:
@@ -156,7 +157,19 @@ class Outbound:
         small: bytes of a whole payload up to which no GRANT is needed.
     """
 
-    __slots__ = ("_alias", "_granted", "_heads", "_kind", "_scheduler", "_small", "_target", "_ungranted", "credit", "joined", "on_empty")
+    __slots__ = (
+        "_alias",
+        "_granted",
+        "_heads",
+        "_kind",
+        "_scheduler",
+        "_small",
+        "_target",
+        "_ungranted",
+        "credit",
+        "joined",
+        "on_empty",
+    )
 
     def __init__(
         self, scheduler: Scheduler, kind: FrameType, alias: int, target: int, *, window: int, small: int

@@ -62,6 +62,7 @@ class Session:
         self._silence = silence
         self._hello_deadline = now + hello_timeout
         self._dialler = dialler
+        self._admitted = False  # both have greeted; a link that is turned away before takes no streams
         self.state = SessionState.GREETING
         self.peer: bodies.Hello | None = None
         self.last_received = now
@@ -75,13 +76,14 @@ class Session:
     @property
     def accepts_streams(self) -> bool:
         """Whether frames of streams may come."""
-        return self.state in (SessionState.OPEN, SessionState.CLOSING)
+        return self._admitted and self.state in (SessionState.OPEN, SessionState.CLOSING)
 
     def admit(self) -> None:
         """Answer the peer's HELLO: the link is open."""
         if self.state is not SessionState.ADMITTING:
             raise LocalProtocolError(f"a link that is {self.state.name} cannot be admitted")
         self.state = SessionState.OPEN
+        self._admitted = True
         self._scheduler.control(self._greeting())
 
     def leave(self, code: str, reason: str = "") -> None:
@@ -130,6 +132,7 @@ class Session:
         self.peer = hello
         self._scheduler.frame = min(self._scheduler.frame, hello.frame)
         self.state = SessionState.OPEN if self._dialler else SessionState.ADMITTING
+        self._admitted = self._dialler
         self._events.append(Greeted(hello))
 
     def _on_ping(self, body: memoryview) -> None:
@@ -149,7 +152,7 @@ class Session:
         self.state = SessionState.CLOSING
         self._events.append(Departed(bodies.decode(bodies.Goodbye, body)))
 
-    TRANSITIONS: Final[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {  # type: ignore[misc]
+    TRANSITIONS: Final[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {
         (SessionState.GREETING, FrameType.HELLO): _on_hello,
         (SessionState.GREETING, FrameType.GOAWAY): _on_goaway,
         (SessionState.ADMITTING, FrameType.GOAWAY): _on_goaway,
@@ -165,10 +168,9 @@ class Session:
 
     def next_deadline(self) -> float:
         """Return when ``handle_timeout`` is to be called at the latest."""
-        silent_at = self.last_received + self._silence
         if self.state in (SessionState.GREETING, SessionState.ADMITTING):
-            return min(silent_at, self._hello_deadline)
-        return min(silent_at, self.last_sent + self._heartbeat)
+            return self._hello_deadline
+        return min(self.last_received + self._silence, self.last_sent + self._heartbeat)
 
     def handle_timeout(self, now: float) -> None:
         """Send a heartbeat if it is due; notice a peer that has fallen silent."""

@@ -72,7 +72,7 @@ class MemoryWire(Wire):
         for buffer in out:
             view = memoryview(buffer)
             total += len(view)
-            while len(view) and other._pump is not None and not other._closed:
+            while view and other._pump is not None and not other._closed:
                 view = view[_copy(view, other._pump) :]
         return total >= _TURN // 2
 

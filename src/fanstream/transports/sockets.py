@@ -1,7 +1,7 @@
 """TCP and Unix sockets on asyncio: gathered writes, and reads straight into their destinations.
 
-The sockets are driven by readiness (``add_reader``, ``add_writer``) rather than through asyncio's transports and streams:
-those copy or allocate for every read (docs/explanation/performance.md).
+The sockets are driven by readiness (``add_reader``, ``add_writer``) rather than through asyncio's transports and
+streams: those copy or allocate for every read (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
 import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from ..errors import BrokenError, ConnectError
@@ -129,9 +129,10 @@ class SocketWire(Wire):
         pump, sock = self._pump, self._sock
         assert pump is not None
         sent = 0
+        out: Sequence[bytes | memoryview] = ()
         try:
             while sent < _BURST:
-                out: Sequence[bytes | memoryview] = self._unwritten or pump.next_output(_OUTPUT)
+                out = self._unwritten or pump.next_output(_OUTPUT)
                 if not out:
                     self._disarm()
                     if self._closing:
@@ -221,10 +222,7 @@ class SocketListener(Listener):
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
         if self._path:
-            try:
-                os.unlink(self._path)
-            except FileNotFoundError:
-                pass
+            Path(self._path).unlink(missing_ok=True)
 
 
 async def listen(address: Address, on_connect: OnConnect, *, allow_plain: bool) -> Listener:
@@ -254,7 +252,7 @@ def _bind_unix(path: str) -> socket.socket:
     try:
         _remove_stale(path)
         sock.bind(path)
-        os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)  # threat T1: for this user alone; nobody connects before listen()
+        Path(path).chmod(stat.S_IRUSR | stat.S_IWUSR)  # threat T1: for this user alone; nobody connects before listen()
         sock.listen(_BACKLOG)
     except OSError as exc:
         sock.close()
@@ -265,7 +263,7 @@ def _bind_unix(path: str) -> socket.socket:
 def _remove_stale(path: str) -> None:
     """Remove a socket that a dead process left behind; anything else at that path stays."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
             return
     except FileNotFoundError:
         return
@@ -273,7 +271,7 @@ def _remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            Path(path).unlink()
 
 
 async def dial(address: Address, *, allow_plain: bool) -> SocketWire:
