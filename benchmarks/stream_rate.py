@@ -1,8 +1,8 @@
 """How fast is a stream over TCP on loopback, against a raw socket in the same run?
 
 ``python -m benchmarks.stream_rate`` prints one JSON line: rates of 1 MiB arrays (window 16, 1 and 4 sites) with their
-ratio to a raw socket's, 100-byte objects per second (window 1 and 64), and the peak memory of both sides. Each site is a
-process of its own; runs of the raw socket and of the engine alternate, and the medians are quoted.
+ratio to a raw socket's, 100-byte objects per second (window 1 and 64), and the peak memory of both sides. Each site is
+a process of its own; runs of the raw socket and of the engine alternate, and the medians are quoted.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def raw_rate(sites: int, size: int) -> float:
         command = [sys.executable, "-c", script, str(server.getsockname()[1]), str(size)]
         processes = [subprocess.Popen(command) for _ in range(sites)]
         connections = [server.accept()[0] for _ in processes]
-        block = memoryview(np.ones(MIB, np.uint8)).cast("B")
+        block = bytes(MIB)
 
         def send(connection: socket.socket) -> None:
             for _ in range(size // MIB):
@@ -108,6 +108,11 @@ async def stream_rate(engine: StreamEngine, names: list[str], obj: Shareable, co
     return count / seconds
 
 
+def start(commands: list[list[str]]) -> list[subprocess.Popen[bytes]]:
+    """Start processes that live until their standard input closes."""
+    return [subprocess.Popen(command, stdin=subprocess.PIPE) for command in commands]
+
+
 async def measure(quick: bool) -> dict[str, Any]:
     """Measure everything once."""
     rounds, count, small = (1, 8, 200) if quick else (5, 512, 20_000)
@@ -115,7 +120,7 @@ async def measure(quick: bool) -> dict[str, Any]:
     figures: dict[str, list[float]] = {}
     async with StreamEngine("server", listen="tcp://127.0.0.1:0") as engine:
         command = [sys.executable, "-m", "benchmarks.stream_rate", "--connect", engine.addresses[0], "--site"]
-        processes = [subprocess.Popen([*command, name], stdin=subprocess.PIPE) for name in names]
+        processes = start([[*command, name] for name in names])
         try:
             with anyio.fail_after(60):
                 await engine.wait_for_sites(names)

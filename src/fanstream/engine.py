@@ -25,7 +25,7 @@ from .incoming import Handling, IncomingStream
 from .link import Link
 from .names import check_address, check_site
 from .options import EngineSettings, StreamOptions
-from .outgoing import OutgoingStream, check_targets
+from .outgoing import OutgoingStream, Work, check_targets
 from .producing import ProducerRun
 from .protocol.bodies import Hello, Opening
 from .protocol.core import LinkCore, Refusal, Surroundings
@@ -37,7 +37,7 @@ from .sites import Sites
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult
 from .transports.addresses import Address, parse_all
 from .transports.base import Listener, Wire
-from .transports.memory import LOCAL, MemoryListener, network_now
+from .transports.memory import LOCAL, MemoryListener, network_now, watch
 from .wakeup import Face, current_face
 
 _log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class StreamEngine(StreamableEngine):
         self._half_open = 0
         self._state = "new"
         self._dial_error: Exception | None = None
+        self._unwatch: Callable[[], object] = lambda: None
         limits = self.settings.limits
         self._hello = Hello(
             self.name, os.urandom(16), bool(self._listen), limits.frame, limits.window, FIRST_WINDOW, limits.backlog
@@ -112,6 +113,7 @@ class StreamEngine(StreamableEngine):
                 self._tg.start_soon(self._dial_for_ever, name=f"{self.name}: dial")
             elif not self._listen:
                 self._listeners.append(MemoryListener(LOCAL + self.name, self._accepted))
+                self._unwatch = watch(self._sites.tell)
         except BaseException:
             await self._stop()
             raise
@@ -134,6 +136,7 @@ class StreamEngine(StreamableEngine):
                 await self._idle.wait()
         for listener in self._listeners:
             listener.close()
+        self._unwatch()
         self._state = "closed"
         self._tg.cancel_scope.cancel()
         await self._tg.__aexit__(None, None, None)
@@ -193,12 +196,12 @@ class StreamEngine(StreamableEngine):
         while not wanted <= self.sites():
             if isinstance(self._dial_error, NameInUseError):
                 raise self._dial_error
-            with anyio.move_on_after(0.05 if not (self._listen or self._connect) else None):
-                await self._sites.changed()
+            await self._sites.changed()
 
     def _accepted(self, wire: Wire) -> None:
         if self._half_open >= self.settings.limits.half_open:
             wire.close(TransportError("too many links are being opened"))
+            return
         self._half_open += 1
         self._tg.start_soon(self._run_link, wire, False, name=f"{self.name}: link from {wire.name}")
 
@@ -324,7 +327,7 @@ class StreamEngine(StreamableEngine):
             left = deadline - self.face.time()
             if len(found) == len(sites) or left <= 0:
                 return found
-            with anyio.move_on_after(min(left, 0.05) if not (self._listen or self._connect) else left):
+            with anyio.move_on_after(left):
                 await self._sites.changed()
 
     async def _dial_local(self, name: str) -> Link | None:
@@ -522,33 +525,33 @@ class StreamEngine(StreamableEngine):
         stream, body = self._prepare(channel, topic, stream_ctx, targets, fl_ctx, options, optional, secure)
         made = as_producer(producer, window=options.window, timeout=options.timeout, limiter=self.limiter)
 
-        async def work() -> Any:
-            return await ProducerRun(stream, made, stream_ctx, options.window).run()
-
         try:
-            return await self._run_outgoing(stream, body, work)
+            async with self._running(stream, body) as work:
+                work.value = await ProducerRun(stream, made, stream_ctx, options.window).run()
         finally:
             if isinstance(made, GeneratorProducer):
                 with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.finalize_timeout):
                     await made.aclose()
+        return work.done
 
-    async def _run_outgoing(self, stream: OutgoingStream, body: bytes, work: Callable[[], Any]) -> StreamResult:
-        """Open a stream, do its work inside its scope, and end it, however the work ended."""
+    @asynccontextmanager
+    async def _running(self, stream: OutgoingStream, body: bytes) -> AsyncIterator[Work]:
+        """Open a stream, have its work done inside its scope, and end it, however the work ended."""
+        work = Work()
         self._outgoing.add(stream)
-        value: Any = None
         try:
             with anyio.CancelScope() as scope:
                 unsubscribe = stream.signal.subscribe(partial(self._aborted, stream, scope))
                 try:
                     await stream.open(body)
-                    value = await work()
-                    await stream.end(withdraw=value is not None)
+                    yield work
+                    await stream.end(withdraw=work.value is not None)
                 finally:
                     unsubscribe()
             if stream.aborted:
                 await stream.settle_abort()
-                value = None
-            return stream.result(value)
+                work.value = None
+            work.result = stream.result(work.value)
         except BaseException as exc:
             rc = ReturnCode.EXECUTION_EXCEPTION if isinstance(exc, Exception) else ReturnCode.TASK_ABORTED
             stream.abort(rc, f"{type(exc).__name__} at the opener")
@@ -585,24 +588,6 @@ class StreamEngine(StreamableEngine):
         context = {} if stream_ctx is None else stream_ctx
         stream, body = self._prepare(channel, topic, context, targets, fl_ctx, options, optional, secure)
         handle = OpenStream(stream, options)
-        self._outgoing.add(stream)
-        try:
-            with anyio.CancelScope() as scope:
-                unsubscribe = stream.signal.subscribe(partial(self._aborted, stream, scope))
-                try:
-                    await stream.open(body)
-                    yield handle
-                    await stream.end(withdraw=False)
-                finally:
-                    unsubscribe()
-            if stream.aborted:
-                await stream.settle_abort()
-            handle.result = stream.result(None)
-        except BaseException as exc:
-            rc = ReturnCode.EXECUTION_EXCEPTION if isinstance(exc, Exception) else ReturnCode.TASK_ABORTED
-            stream.abort(rc, f"{type(exc).__name__} at the opener")
-            await stream.settle_abort()
-            raise
-        finally:
-            self._outgoing.discard(stream)
-            self._idle.set()
+        async with self._running(stream, body) as work:
+            yield handle
+        handle.result = work.done

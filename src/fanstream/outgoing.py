@@ -487,6 +487,21 @@ class OutgoingStream:
         )
 
 
+class Work:
+    """What is done on one outgoing stream: the value that ended it, and then its result."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.result: StreamResult | None = None
+
+    @property
+    def done(self) -> StreamResult:
+        """The result, once the stream has ended."""
+        if self.result is None:
+            raise RuntimeError("the stream has not ended")
+        return self.result
+
+
 def _nothing() -> None:
     """Nobody waits for news."""
 

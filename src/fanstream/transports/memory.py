@@ -150,12 +150,12 @@ def _tell(watchers: dict[int, Callable[[], object]]) -> None:
         watcher()
 
 
-def watch(callback: Callable[[], object]) -> Callable[[], None]:
+def watch(callback: Callable[[], object]) -> Callable[[], object]:
     """Have *callback* called whenever a name comes or goes; returns a function that ends it."""
     watchers = _watchers_now()
     key = id(callback)
     watchers[key] = callback
-    return lambda: watchers.pop(key, None) and None
+    return lambda: watchers.pop(key, None)
 
 
 def dial(name: str, from_name: str) -> MemoryWire:
