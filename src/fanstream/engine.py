@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -103,9 +104,12 @@ class StreamEngine(StreamableEngine):
         self._sites = Sites()
         self._idle = self.face.wakeup()
         self._links: set[Link] = set()
+        self._births: deque[tuple[Callable[..., Awaitable[None]], tuple[Any, ...], str]] = deque()
+        self._born = self.face.wakeup()
         self._tg = await anyio.create_task_group().__aenter__()
         try:
             self._tg.start_soon(self._run_timer, name=f"{self.name}: timer")
+            self._tg.start_soon(self._run_births, name=f"{self.name}: births")
             for address in self._listen:
                 allow = self.settings.allow_plain_tcp
                 self._listeners.append(await transports.listen(address, self._accepted, allow_plain=allow))
@@ -137,9 +141,24 @@ class StreamEngine(StreamableEngine):
         for listener in self._listeners:
             listener.close()
         self._unwatch()
+        for _function, args, _name in self._births:
+            if isinstance(args[0], Wire):
+                args[0].close()
         self._state = "closed"
         self._tg.cancel_scope.cancel()
         await self._tg.__aexit__(None, None, None)
+
+    def _spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
+        """Start a task of the engine, from a callback of the loop too: there anyio does not know its loop, and cannot."""
+        self._births.append((function, args, name))
+        self._born.set()
+
+    async def _run_births(self) -> None:
+        while True:
+            await self._born.wait()
+            while self._births:
+                function, args, name = self._births.popleft()
+                self._tg.start_soon(function, *args, name=name)
 
     async def _run_timer(self) -> None:
         while True:
@@ -151,6 +170,8 @@ class StreamEngine(StreamableEngine):
             if delay > 0:
                 with anyio.move_on_after(delay):
                     await self._timer.wait()
+            else:
+                await anyio.lowlevel.checkpoint()
             try:
                 self.deadlines.run(self.face.time())
             except Exception:  # noqa: BLE001 - one defect must not stop every deadline of the engine
@@ -203,7 +224,7 @@ class StreamEngine(StreamableEngine):
             wire.close(TransportError("too many links are being opened"))
             return
         self._half_open += 1
-        self._tg.start_soon(self._run_link, wire, False, name=f"{self.name}: link from {wire.name}")
+        self._spawn(self._run_link, wire, False, name=f"{self.name}: link from {wire.name}")
 
     async def _run_link(self, wire: Wire, dialler: bool) -> None:
         link = Link(self, wire, self._hello, self._shared, dialler=dialler)
@@ -260,7 +281,7 @@ class StreamEngine(StreamableEngine):
             old.drop(TransportError("replaced by a newer link of the same engine"))
             self._admit(link)
         else:
-            self._tg.start_soon(self._probe, old, link)
+            self._spawn(self._probe, old, link, name=f"{self.name}: probe of {link.peer}")
 
     def _admit(self, link: Link) -> None:
         link.core.session.admit()
@@ -349,7 +370,7 @@ class StreamEngine(StreamableEngine):
             del self._known[next(iter(self._known))]
         stream = IncomingStream(self, event.leg, event.body, self.run_abort_signal.child())
         self._incoming.add(stream)
-        self._tg.start_soon(self._run_incoming, stream, name=f"{self.name}: incoming stream {stream.stream_id}")
+        self._spawn(self._run_incoming, stream, name=f"{self.name}: incoming stream {stream.stream_id}")
 
     async def _run_incoming(self, stream: IncomingStream) -> None:
         try:

@@ -85,7 +85,7 @@ class IncomingStream:
         self._signal = signal
         self._queue: deque[ObjectArrived] = deque()
         self._news = host.face.wakeup()
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
         self._final: int | None = None
         self._consumed = 0
         self._stop: tuple[str, str] | None = None  # return code and reason, once something other than the opener's END
@@ -132,7 +132,8 @@ class IncomingStream:
         self._stop = (rc, reason)
         self._queue.clear()
         self._signal.trigger(reason)
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     def _end_stream(self, rc: str, fl_ctx: FLContext | None = None) -> None:
         """What the application finds under END_STREAM: may be called from any thread, and does not block."""
@@ -145,7 +146,9 @@ class IncomingStream:
         leg, opening = self._leg, self._leg.opening
         end: tuple[str, str] | None = (ReturnCode.TASK_ABORTED, "the engine ended")  # unless something else ends it
         try:
-            with self._scope:
+            with anyio.CancelScope() as self._scope:
+                if self._stop is not None:  # ended before it began
+                    self._scope.cancel()
                 grace = self._host.settings.registration_grace
                 handling = await self._host.handling(opening.channel, opening.topic, grace)
                 if handling is None:

@@ -52,6 +52,7 @@ class Link:
         self._host = host
         self._wire = wire
         self._timer: Deadline | None = None
+        self._dropped = False
         self.dialler = dialler
         self.open = False
         self.error: Exception | None = None
@@ -85,6 +86,7 @@ class Link:
     def drop(self, reason: Exception) -> None:
         """Close at once."""
         self.open = False
+        self._dropped = True
         self._wire.close(reason)
 
     # What the wire asks.
@@ -138,4 +140,5 @@ class Link:
     def _due(self, now: float) -> None:
         self._timer = None
         self._deliver(self.core.handle_timeout(now))
-        self._set_timer()
+        if not self._dropped:
+            self._set_timer()

@@ -236,13 +236,14 @@ class OpenerLeg(Leg):
 class ReceiverLeg(Leg):
     """The receiving site's end: receives objects, sends replies."""
 
-    __slots__ = ("_cache", "answered", "final", "said_end")
+    __slots__ = ("_aborted", "_cache", "answered", "final", "said_end")
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         super().__init__(core, alias, opening, target)
         self._cache: dict[int, tuple[Payload, int]] = {}
         self.answered = 0
         self.said_end = False
+        self._aborted = False
         self.final: int | None = None
         """How many objects the stream has; None until the opener has said so."""
 
@@ -277,6 +278,8 @@ class ReceiverLeg(Leg):
         self.inbound.clear()
         self._cache.clear()
         self.said_end = True
+        if self._aborted:
+            self.outbound.clear()  # nobody grants the replies that wait
         if self.outbound.empty:
             self._close()
         else:
@@ -352,6 +355,7 @@ class ReceiverLeg(Leg):
             self._close()
             return
         self.state = LegState.DRAINING
+        self._aborted = True
         self.inbound.clear()
         self._core.events.append(Aborted(self, cause.rc or ReturnCode.TASK_ABORTED, cause.who, cause.reason))
 

@@ -32,19 +32,20 @@ _DEAD_AFTER: Final = 15_000  # milliseconds of unacknowledged data, as for a sil
 _NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
-def _loop() -> asyncio.AbstractEventLoop:
+def _face() -> AsyncioFace:
+    """Return the running loop; from a task only, for a callback of the loop has no task to tell it by."""
     face = current_face()
     if not isinstance(face, AsyncioFace):
         raise ConnectError("tcp:// and unix:// need asyncio; under Trio there is memory://")
-    return face.loop
+    return face
 
 
 class SocketWire(Wire):
     """One connected socket."""
 
-    def __init__(self, sock: socket.socket, name: str) -> None:
+    def __init__(self, sock: socket.socket, name: str, face: AsyncioFace) -> None:
         sock.setblocking(False)
-        self._loop = _loop()
+        self._loop = face.loop
         self._sock = sock
         self._fd = sock.fileno()
         self._name = name
@@ -55,7 +56,7 @@ class SocketWire(Wire):
         self._closing = False
         self._ended = False
         self._reason: Exception | None = None
-        self._done = current_face().wakeup()
+        self._done = face.wakeup()
 
     @property
     def name(self) -> str:
@@ -84,6 +85,8 @@ class SocketWire(Wire):
         self._reason = reason
         if not flush or self._pump is None:
             self._end(reason)
+            if self._pump is None:  # it was never run
+                self._sock.close()
             return
         self._closing = True
         self._loop.remove_reader(self._fd)
@@ -186,7 +189,8 @@ class SocketListener(Listener):
 
     def __init__(self, sock: socket.socket, address: Address, on_connect: OnConnect) -> None:
         sock.setblocking(False)
-        self._loop = _loop()
+        self._face = _face()
+        self._loop = self._face.loop
         self._sock = sock
         self._on_connect = on_connect
         self._path = address.path
@@ -208,7 +212,7 @@ class SocketListener(Listener):
                 self._pause = self._loop.call_later(_ACCEPT_PAUSE, self._resume)
                 return
             _prepare(sock)
-            self._on_connect(SocketWire(sock, f"a peer of {self.address}"))
+            self._on_connect(SocketWire(sock, f"a peer of {self.address}", self._face))
 
     def _resume(self) -> None:
         self._pause = None
@@ -280,7 +284,7 @@ async def dial(address: Address, *, allow_plain: bool) -> SocketWire:
     Raises:
         ConnectError: it cannot be reached, or is plain TCP beyond loopback and that was not asked for.
     """
-    loop = _loop()
+    face = _face()
     if address.scheme == "unix":
         family: socket.AddressFamily = socket.AF_UNIX
         where: tuple[str, int] | str = address.path
@@ -289,7 +293,7 @@ async def dial(address: Address, *, allow_plain: bool) -> SocketWire:
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
-        await loop.sock_connect(sock, where)
+        await face.loop.sock_connect(sock, where)
         _prepare(sock)
     except OSError as exc:
         sock.close()
@@ -297,12 +301,12 @@ async def dial(address: Address, *, allow_plain: bool) -> SocketWire:
     except BaseException:
         sock.close()
         raise
-    return SocketWire(sock, str(address))
+    return SocketWire(sock, str(address), face)
 
 
 async def _resolve(address: Address, *, allow_plain: bool) -> tuple[socket.AddressFamily, tuple[str, int]]:
     try:
-        found = await _loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = await _face().loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as exc:
         raise ConnectError(f"{address}: {exc.strerror or exc}") from exc
     family, _kind, _protocol, _name, where = found[0]

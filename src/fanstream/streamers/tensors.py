@@ -1,0 +1,125 @@
+"""A state dict, tensor by tensor: numpy arrays and torch tensors, bfloat16 included."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import numpy as np
+
+from ..context import FLContext, StreamContext
+from ..engine import StreamEngine
+from ..options import GIB, StreamOptions
+from ..shareable import Shareable
+from ..streaming import Registration, StreamResult, Timeout
+from .entries import DEFAULT_OPTIONS, BadEntryError, EntryConsumer, EntryFactory, EntryProducer
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")  # a tensor can only be there once torch is
+    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
+
+
+class TensorProducer(EntryProducer):
+    """Sends a state dict tensor by tensor; afterwards ``replies`` holds the sites' replies to the last of them.
+
+    Args:
+        state: name to numpy array or torch tensor; sent in its order, not to be changed while the stream runs.
+        timeout: how long a site may take to answer one tensor.
+        withdraw: end the stream as soon as the last gather is complete.
+
+    Raises:
+        TypeError: a name is not a str, or a value is neither a numpy array nor a torch tensor.
+    """
+
+    def __init__(self, state: Mapping[str, Any], timeout: Timeout = 60.0, *, withdraw: bool = False) -> None:
+        for name, value in state.items():
+            if not isinstance(name, str):
+                raise TypeError(f"state has a key {name!r} of type {type(name).__name__}, expected str")
+            if not _is_tensor(value):
+                raise TypeError(f"state[{name!r}] is of type {type(value).__name__}, expected an array or a tensor")
+        entries = [{"name": name, "value": value} for name, value in state.items()]
+        super().__init__(entries, timeout, withdraw=withdraw)
+
+
+class _TensorConsumer(EntryConsumer):
+    def __init__(
+        self, on_state: Callable[..., Any], limiter: anyio.CapacityLimiter, max_entries: int, max_bytes: int
+    ) -> None:
+        super().__init__(on_state, limiter, max_entries)
+        self._room = max_bytes
+        self._state: dict[str, Any] = {}
+
+    def add(self, entry: Shareable) -> None:
+        name, value = entry.get("name"), entry.get("value")
+        if not isinstance(name, str) or name in self._state:
+            raise BadEntryError("a tensor's name is no str, or was there before")
+        if not _is_tensor(value):
+            raise BadEntryError(f"entry {len(self._state)} is no tensor")
+        self._room -= value.nbytes
+        if self._room < 0:
+            raise BadEntryError("the tensors are larger together than is accepted")
+        self._state[name] = value
+
+    def whole(self, first_and_last: Shareable | None) -> dict[str, Any]:
+        return self._state
+
+
+async def stream_tensors(
+    engine: StreamEngine,
+    channel: str,
+    topic: str,
+    targets: Sequence[str],
+    state: Mapping[str, Any],
+    fl_ctx: FLContext,
+    stream_ctx: StreamContext | None = None,
+    *,
+    timeout: Timeout = 60.0,
+    options: StreamOptions | None = None,
+) -> tuple[StreamResult, dict[str, Shareable]]:
+    """Send a state dict to sites, each tensor as one object.
+
+    Args:
+        engine: the opener's.
+        channel, topic: the stream's address.
+        targets: names of the sites.
+        state: name to numpy array or torch tensor; not to be changed while the stream runs.
+        fl_ctx: the opener's context.
+        stream_ctx: reaches every receiver once.
+        timeout: how long a site may take to answer one tensor, and to work with all of them at the last.
+        options: how the stream runs; a window of 8 when None. With a gather other than ``"all"`` the stream ends once
+            the last gather is complete, and slower sites are cancelled.
+
+    Returns:
+        How the stream ended, and each site's reply to the last tensor.
+    """
+    options = options or DEFAULT_OPTIONS
+    producer = TensorProducer(state, timeout, withdraw=options.gather != "all")
+    context = {} if stream_ctx is None else stream_ctx
+    result = await engine.stream_objects(channel, topic, context, targets, producer, fl_ctx, options=options)
+    return result, producer.replies
+
+
+def register_tensors(
+    engine: StreamEngine,
+    channel: str,
+    topic: str,
+    on_state: Callable[..., Any],
+    *,
+    max_entries: int = 1_000_000,
+    max_bytes: int = 16 * GIB,
+) -> Registration:
+    """Receive state dicts.
+
+    Args:
+        engine: the receiving site's.
+        channel, topic: as in ``register_stream_processing``.
+        on_state: called with ``(state, stream_ctx, fl_ctx)`` once all tensors are there, sync (in a worker thread) or
+            async; what it returns is the reply to the last tensor, None means OK.
+        max_entries, max_bytes: the most that one state dict may hold.
+    """
+    make = partial(_TensorConsumer, on_state, engine.limiter, max_entries, max_bytes)
+    return engine.register_stream_processing(channel, topic, EntryFactory(make))

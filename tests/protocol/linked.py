@@ -1,0 +1,120 @@
+"""Link cores connected in memory, with a clock that only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fanstream.codec import Codec
+from fanstream.codec.codec import Encoded
+from fanstream.options import EngineSettings, Limits
+from fanstream.protocol import bodies
+from fanstream.protocol.core import LinkCore, Refusal, Route, Surroundings
+from fanstream.protocol.events import Event, Opened
+from fanstream.protocol.legs import OpenerLeg, ReceiverLeg
+from fanstream.protocol.relay import FIRST_WINDOW
+from fanstream.shareable import Shareable
+
+CODEC = Codec()
+_E = TypeVar("_E", bound=Event)
+
+
+def here(core: LinkCore, opening: bodies.Opening, target: str) -> LinkCore | Refusal | None:
+    return None
+
+
+def surroundings(route: Route = here, **settings: Any) -> Surroundings:
+    return Surroundings.make(EngineSettings(**settings), CODEC, route)
+
+
+class Side:
+    """One end of a link: its core, and what it has told."""
+
+    def __init__(self, name: str, *, dialler: bool, shared: Surroundings | None = None, hub: bool = False) -> None:
+        shared = shared or surroundings()
+        limits = shared.settings.limits
+        hello = bodies.Hello(
+            name, name.encode().ljust(16, b"."), hub, limits.frame, limits.window, FIRST_WINDOW, limits.backlog
+        )
+        self.name = name
+        self.shared = shared
+        self.core = LinkCore(hello, shared, dialler=dialler, on_output=lambda: None, now=0.0)
+        self.events: list[Event] = []
+
+    def feed(self, *frames: bytes, now: float = 0.0, step: int = 1 << 20) -> None:
+        """Let the core read *frames*, at most *step* bytes at a time."""
+        data = memoryview(b"".join(frames))
+        while data:
+            count = 0
+            for buffer in self.core.get_buffers():
+                size = min(len(buffer), len(data) - count, step - count)
+                buffer[:size] = data[count : count + size]
+                count += size
+            self.events += self.core.advance(count, now)
+            data = data[count:]
+
+    def output(self, now: float = 0.0) -> bytes:
+        """Take all that is to be written now."""
+        written = []
+        while out := self.core.next_output(1 << 20, now):
+            written.append(b"".join(out))
+        return b"".join(written)
+
+    def take(self, kind: type[_E]) -> _E:
+        """Take the next event, which is a *kind*."""
+        event = self.events.pop(0)
+        assert type(event) is kind, event
+        return event
+
+
+Pair = tuple[Side, Side]
+
+
+def pump(*pairs: Pair, now: float = 0.0, step: int = 1 << 20) -> None:
+    """Carry bytes both ways over each pair until nothing is left to be carried."""
+    moved = True
+    while moved:
+        moved = False
+        for left, right in pairs:
+            for source, sink in ((left, right), (right, left)):
+                if data := source.output(now):
+                    moved = True
+                    sink.feed(data, now=now, step=step)
+
+
+def connect(left: Side, right: Side) -> Pair:
+    """Let *left*, which has dialled, and *right* greet each other."""
+    pair = (left, right)
+    pump(pair)
+    right.core.session.admit()
+    pump(pair)
+    left.events.clear()
+    right.events.clear()
+    return pair
+
+
+def linked(left: Surroundings | None = None, right: Surroundings | None = None, *, name: str = "server") -> Pair:
+    """Make an open link from *name* to ``site-1``."""
+    return connect(Side(name, dialler=True, shared=left), Side("site-1", dialler=False, shared=right))
+
+
+def opening(*targets: str, opener: str = "server", backlog: int = 2, stream: bytes = b"s" * 16) -> bodies.Opening:
+    return bodies.Opening(stream, opener, list(targets or ("site-1",)), "train", "round", backlog)
+
+
+def stream(pair: Pair, *, backlog: int = 2) -> tuple[OpenerLeg, ReceiverLeg]:
+    """Open a stream from the left to the right."""
+    left, right = pair
+    leg = left.core.open(opening(backlog=backlog), 0, b"ctx")
+    pump(pair)
+    return leg, right.take(Opened).leg
+
+
+def encoded(**data: Any) -> Encoded:
+    return CODEC.encode(Shareable(data))
+
+
+def small_limits(**limits: Any) -> Callable[[], Surroundings]:
+    """Make surroundings with small frames and windows."""
+    values = {"frame": 4096, "window": 64 * 1024, "small_object": 1024, **limits}
+    return lambda: surroundings(limits=Limits(**values))

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from fanstream.codec.codec import Encoded
+from fanstream.protocol.frames import CHUNK_HEADER, HEADER, HEADER_SIZE, PAYLOAD_SIZE, FrameType
+from fanstream.protocol.sending import Buffer, Outbound, Scheduler
+
+FRAME = 100
+
+
+class Announcements:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def payload(*sizes: int, envelope: bytes = b"") -> Encoded:
+    buffers = tuple(memoryview(bytes([index + 1]) * size) for index, size in enumerate(sizes))
+    return Encoded(envelope, buffers, sizes, sum(sizes))
+
+
+def make(window: int = 10_000, *, small: int = 1000) -> tuple[Scheduler, Outbound]:
+    scheduler = Scheduler(lambda: None, FRAME)
+    return scheduler, outbound(scheduler, 1, window=window, small=small)
+
+
+def outbound(scheduler: Scheduler, alias: int, *, window: int = 10_000, small: int = 1000) -> Outbound:
+    return Outbound(scheduler, FrameType.OBJECT, alias, 0, window=window, small=small)
+
+
+def frames(out: list[Buffer]) -> list[tuple[int, int, int, int]]:
+    """Cut output into (type, alias, seq, bytes of the body)."""
+    data = b"".join(out)
+    found = []
+    at = 0
+    while at < len(data):
+        length, kind, _, _, alias, seq, _, _ = HEADER.unpack_from(data, at)
+        found.append((kind, alias, seq, length))
+        at += HEADER_SIZE + length
+    assert at == len(data)
+    return found
+
+
+def drain(scheduler: Scheduler, limit: int = 1 << 20) -> list[tuple[int, int, int, int]]:
+    found = []
+    while out := scheduler.next_output(limit):
+        found += frames(out)
+    return found
+
+
+def test_control_goes_before_small_frames_and_those_before_bulk() -> None:
+    scheduler, out = make()
+    out.send(0, payload(50))
+    scheduler.small(b"small")
+    scheduler.control(b"control-1,")
+    scheduler.control(b"control-2,")
+    written = b"".join(scheduler.next_output(1 << 20))
+    assert written.startswith(b"control-1,control-2,")
+    assert written.index(b"small") < written.index(bytes([1]) * 50)
+    assert scheduler.next_output(1 << 20) == []
+
+
+def test_output_is_announced_once_until_it_has_run_out() -> None:
+    announced = Announcements()
+    scheduler = Scheduler(announced, FRAME)
+    scheduler.control(b"a")
+    scheduler.small(b"b")
+    assert announced.count == 1
+    assert scheduler.next_output(100) == [b"a", b"b"]
+    scheduler.control(b"c")
+    assert announced.count == 1  # the shell asks until nothing is left
+    assert scheduler.next_output(100) == [b"c"]
+    assert scheduler.next_output(100) == []
+    scheduler.small(b"d")
+    assert announced.count == 2
+
+
+def test_many_small_frames_leave_room_for_a_control_frame() -> None:
+    scheduler = Scheduler(lambda: None, FRAME)
+    for _ in range(1500):
+        scheduler.small(b"x")
+    assert scheduler.next_output(1) == [b"x" * 1024]
+    scheduler.control(b"now")
+    assert scheduler.next_output(1) == [b"now", b"x" * 476]
+
+
+def test_an_object_is_a_head_and_chunks_of_its_buffers_in_order() -> None:
+    scheduler, out = make()
+    out.send(0, payload(150, 30, envelope=b"env"), flags=1, timeout_ms=9, acked=4)
+    head = PAYLOAD_SIZE + 2 * 8 + 3
+    assert drain(scheduler) == [
+        (FrameType.OBJECT, 1, 0, head),
+        (FrameType.CHUNK, 1, 0, 116),
+        (FrameType.CHUNK, 1, 0, 66),
+        (FrameType.CHUNK, 1, 0, 46),
+    ]
+    assert out.credit == 10_000 - head - 180
+    assert out.empty
+
+
+def test_a_whole_buffer_is_not_copied() -> None:
+    scheduler, out = make()
+    encoded = payload(80)
+    out.send(0, encoded)
+    assert any(buffer is encoded.buffers[0] for buffer in scheduler.next_output(1 << 20))
+
+
+def test_offsets_say_where_each_chunk_belongs() -> None:
+    scheduler, out = make()
+    out.send(7, payload(250))
+    headers = [bytes(part) for part in scheduler.next_output(1 << 20) if len(part) == CHUNK_HEADER.size]
+    assert [CHUNK_HEADER.unpack(header)[8:] for header in headers] == [(0, 0, 0), (0, 0, 100), (0, 0, 200)]
+
+
+def test_large_buffers_wait_for_their_grant() -> None:
+    scheduler, out = make(small=99)
+    out.send(0, payload(100))
+    out.send(1, payload(99))
+    assert [frame[:3] for frame in drain(scheduler)] == [(17, 1, 0), (17, 1, 1), (18, 1, 1)]
+    assert not out.empty
+    assert not out.grant(1)
+    assert out.grant(0)
+    assert not out.grant(0)
+    assert [frame[:3] for frame in drain(scheduler)] == [(18, 1, 0)]
+    assert out.empty
+
+
+def test_the_window_may_be_overdrawn_by_one_frame_and_then_waits_for_credit() -> None:
+    scheduler, out = make(window=PAYLOAD_SIZE + 8 + 1)
+    out.send(0, payload(250))
+    assert [frame[:3] for frame in drain(scheduler)] == [(17, 1, 0), (18, 1, 0)]
+    out.send(1, payload())
+    assert out.credit == 1 - 100
+    out.add_credit(99)
+    assert drain(scheduler) == []
+    out.add_credit(1)
+    assert [frame[:3] for frame in drain(scheduler)] == [(17, 1, 1)]
+    out.add_credit(1000)
+    assert [frame[:3] for frame in drain(scheduler)] == [(18, 1, 0), (18, 1, 0)]
+
+
+def test_a_head_never_overtakes_a_head() -> None:
+    scheduler, out = make(window=1)
+    for seq in range(3):
+        out.send(seq, payload())
+    assert [frame[2] for frame in drain(scheduler)] == [0]
+    out.add_credit(10_000)
+    out.send(3, payload())
+    assert [frame[2] for frame in drain(scheduler)] == [1, 2, 3]
+
+
+def test_streams_take_fair_turns() -> None:
+    scheduler, first = make()
+    second = outbound(scheduler, 3)
+    first.send(0, payload(300))
+    second.send(0, payload(300))
+    chunks = [frame for frame in drain(scheduler) if frame[0] == FrameType.CHUNK]
+    assert [alias for _, alias, _, _ in chunks] == [1, 3, 1, 3, 1, 3]
+
+
+def test_the_limit_ends_an_output() -> None:
+    scheduler, out = make()
+    out.send(0, payload(900))
+    scheduler.next_output(1)
+    assert [frame[3] - 16 for frame in frames(scheduler.next_output(150))] == [100, 100]
+
+
+def test_what_is_cleared_is_not_sent() -> None:
+    scheduler, out = make(window=1, small=10)
+    out.send(0, payload(5))
+    out.send(1, payload(5))
+    out.send(2, payload(500))
+    drain(scheduler)
+    out.clear()
+    out.add_credit(1000)
+    assert drain(scheduler) == []
+    assert out.empty
+    assert not out.grant(2)
+
+
+def test_a_stream_that_ends_with_its_last_turn_takes_no_other_out() -> None:
+    scheduler, first = make()
+    second = outbound(scheduler, 3)
+    emptied: list[int] = []
+
+    def close() -> None:
+        emptied.append(1)
+        first.clear()
+
+    first.on_empty = close
+    first.send(0, payload(100))
+    second.send(0, payload(300))
+    chunks = [frame[1] for frame in drain(scheduler) if frame[0] == FrameType.CHUNK]
+    assert (chunks, emptied) == ([1, 3, 3, 3], [1])
+
+
+def test_a_stream_that_ends_with_its_last_turn_may_be_alone() -> None:
+    scheduler, out = make()
+    out.on_empty = out.clear
+    out.send(0, payload(100))
+    assert [frame[0] for frame in drain(scheduler)] == [17, 18]
+    out.on_empty = None
+    out.send(1, payload(100))
+    assert [frame[0] for frame in drain(scheduler)] == [17, 18]
+
+
+def test_what_was_written_is_told_when_output_is_asked_for_again() -> None:
+    scheduler = Scheduler(lambda: None, FRAME)
+    written: list[str] = []
+    scheduler.control(b"a")
+    scheduler.next_output(100)
+    scheduler.when_written(lambda: written.append("a"))
+    assert written == []
+    scheduler.next_output(100)
+    scheduler.next_output(100)
+    assert written == ["a"]
