@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -161,7 +162,7 @@ class Board:
         self._show(number, "", 0)
 
     def answered(self, site: str, reply: Shareable) -> None:
-        self._states[site] = f"[green]answered {time.monotonic() - self._started:.2f} s"
+        self._states[site] = f"[green]ok {time.monotonic() - self._started:.2f} s"
         self._received += sum(value.nbytes for value in reply["weights"].values())
         self._show(len(self._rows), "", 0)
 
@@ -170,20 +171,22 @@ class Board:
             if site in lost:
                 self._states[site] = "[red]lost"
             elif "training" in state:
-                self._states[site] = "[yellow]too slow, left out"
-        self._show(number, f"{score:.1%}", sent)
+                self._states[site] = "[yellow]too slow"
+        self._show(number, f"{score:.1%}", sent, over=number == ROUNDS)
 
-    def _show(self, number: int, score: str, sent: int) -> None:
+    def _show(self, number: int, score: str, sent: int, *, over: bool = False) -> None:
         seconds = time.monotonic() - self._started
         size = f"{(sent + self._received) / 1024:.0f} KiB" if sent else ""
         self._rows[-1] = [str(number), score, size, f"{seconds:.2f} s", *(self._states[site] for site in SITES)]
         table = Table("round", "accuracy", "bytes", "time", *SITES, title="Federated averaging, quorum of 2 of 3")
-        for row in self._rows:
+        # All rows once it is over; before, as many as the terminal can hold.
+        shown = len(self._rows) if over else max(4, self._live.console.height - 6)
+        for row in self._rows[-shown:]:
             table.add_row(*row)
         self._live.update(table)
 
 
-async def train_federated(engine: StreamEngine, board: Board, kill: anyio.abc.AsyncResource | object) -> dict:
+async def train_federated(engine: StreamEngine, board: Board, kill: Callable[[], Awaitable[None]]) -> dict:
     weights = new_weights()
     fl_ctx = engine.new_context(job_id="digits")
     options = StreamOptions(window=8, gather=Quorum(2))
@@ -272,7 +275,7 @@ def main() -> int:
     pooled = accuracy(train(new_weights(), images, labels, ROUNDS * EPOCHS, seed=0))
     alone = {site: accuracy(train(new_weights(), *share_of(site), ROUNDS * EPOCHS, seed=0)) for site in SITES}
     best = max(alone, key=alone.__getitem__)
-    console.print(f"federated         {federated:.1%}   ({ROUNDS} rounds in {seconds:.1f} s; {DOOMED} died half-way)")
+    console.print(f"\nfederated         {federated:.1%}   ({ROUNDS} rounds in {seconds:.1f} s; {DOOMED} died half-way)")
     console.print(f"pooled data       {pooled:.1%}")
     console.print(f"best single site  {alone[best]:.1%}   ({best})")
     return 0 if federated >= pooled - 0.02 else 1

@@ -143,10 +143,14 @@ async def test_replies_are_offered_as_they_arrive(transport: str) -> None:
 async def test_an_exception_in_the_block_aborts_the_stream(transport: str) -> None:
     async with federation(transport, 1) as fed:
         keeper = Keeper().register(fed.sites["site-1"])
-        with pytest.raises(BoomError):
+
+        async def fail() -> None:
             async with fed.server.open_stream("models", "weights", ["site-1"]) as stream:
                 await stream.send(Shareable({"n": 0}))
                 raise BoomError
+
+        with pytest.raises(BoomError):
+            await fail()
         await fed.settle()
         assert keeper.rcs == ["TASK_ABORTED"]
 

@@ -284,7 +284,7 @@ class StreamEngine(StreamableEngine):
             self._spawn(self._probe, old, link, name=f"{self.name}: probe of {link.peer}")
 
     def _admit(self, link: Link) -> None:
-        link.core.session.admit()
+        link.admit()
         self._sites.add(link)
 
     async def _probe(self, old: Link, new: Link) -> None:

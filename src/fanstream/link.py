@@ -77,6 +77,11 @@ class Link:
             self._deliver(self.core.lost(reason))
             self._host.closed(self, reason)
 
+    def admit(self) -> None:
+        """Answer the peer's HELLO: the link is open."""
+        self.core.session.admit()
+        self._set_timer()
+
     def leave(self, code: str, reason: str = "") -> None:
         """Say GOAWAY, and close once it is written."""
         self.core.session.leave(code, reason)
@@ -125,6 +130,7 @@ class Link:
                 elif leg.owner is not None:
                     leg.owner.handle(event)
             elif type(event) is Greeted:
+                self._set_timer()  # heartbeats begin
                 self._host.greeted(self, event.hello)
             elif type(event) is PresenceChanged:
                 self._host.presence(self, event)
@@ -135,6 +141,8 @@ class Link:
                 self.drop(BrokenError(f"{self.peer or self._wire.name} has been silent for {event.seconds:.1f} s"))
 
     def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._host.deadlines.cancel(self._timer)
         self._timer = self._host.deadlines.at(self.core.next_deadline(), self._due)
 
     def _due(self, now: float) -> None:

@@ -168,6 +168,8 @@ class OutgoingStream:
 
     async def open(self, body: bytes) -> None:
         """Open the stream at every site that can be reached; nothing is awaited from them."""
+        if self._aborted:
+            return  # the signal was triggered before: nothing is sent
         names = list(self._gathering.sites)
         links = await self._host.reach(names, self._options.connect_grace)
         for name in names:
@@ -201,6 +203,7 @@ class OutgoingStream:
         A site whose backlog is full holds the stream, until it answers or its stall timeout drops it.
         """
         gathering, options = self._gathering, self._options
+        await self.stand_aborted()
         while True:
             if gathering.finished:
                 return False
@@ -209,6 +212,11 @@ class OutgoingStream:
                     return True
                 self._watch_stalls()
             await self._room.wait()
+
+    async def stand_aborted(self) -> None:
+        """End here, where the abort's cancellation is due, if the stream was aborted while nobody awaited anything."""
+        if self._aborted:
+            await anyio.lowlevel.checkpoint()
 
     def _watch_stalls(self) -> None:
         for name in self._gathering.at_limit:
@@ -396,6 +404,7 @@ class OutgoingStream:
         Args:
             withdraw: objects that were not consumed yet are taken back.
         """
+        await self.stand_aborted()
         self._ending = True
         for leg in self._legs.values():
             leg.end(withdraw=withdraw)

@@ -99,6 +99,7 @@ class ProducerRun:
             return False
         if not isinstance(obj, Shareable):
             raise TypeError(f"produce returned an object of type {type(obj).__name__}, expected Shareable or None")
+        await stream.stand_aborted()
         stream.dispatch(obj, check_timeout(timeout, "timeout of produce"))
         return True
 

@@ -243,7 +243,7 @@ def test_large_buffers_wait_for_their_grant_and_take_turns_with_credit(step: int
 
 
 def test_a_small_object_does_not_overtake_a_large_one() -> None:
-    pair = left, right = linked()
+    pair = _, right = linked()
     sender, _ = stream(pair)
     sender.send(0, encoded(w=np.zeros(100_000)), 0)
     sender.send(1, encoded(a=1), 0)
@@ -254,7 +254,7 @@ def test_a_small_object_does_not_overtake_a_large_one() -> None:
 @STEPS
 def test_large_replies_arrive_though_the_end_was_said_before_their_grant(step: int) -> None:
     make = small_limits()
-    pair = left, right = linked(make(), make())
+    pair = left, _ = linked(make(), make())
     sender, receiver = stream(pair)
     other, beside = stream(pair)
     for leg in (sender, other):

@@ -175,8 +175,8 @@ class Inbound:
     def granted(self) -> None:
         """Let in the oldest object that waited for its reservation.
 
-        This runs while another stream gives its bytes back, which is not to blame for what this envelope holds: the peer
-        hears of that with the object's first chunk.
+        This runs while another stream gives its bytes back, which is not to blame for what this envelope holds: the
+        peer hears of that with the object's first chunk.
         """
         arrival = self._unreserved[0]
         try:

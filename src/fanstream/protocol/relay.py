@@ -77,12 +77,13 @@ class _Held:
 class RelayLeg:
     """One of a route's two ends: takes the frames of its own link, and sends on what the other end took.
 
-    The routing part is all that is read; objects are not decoded. Each hop has its own wire window: what was received
+    The routing part and the heads are all that is read; objects are not decoded. Each hop has its own wire window: what was received
     is granted to its sender anew only when it has left on the other link, so a route holds no more than its windows.
     """
 
     __slots__ = (
-        "_aborted", "_core", "_ended", "_landing", "_owed", "_pool", "_queue", "_replies", "_returned", "_target", "_to_come", "_window", "alias",
+        "_aborted", "_core", "_ended", "_landing", "_owed", "_pool", "_queue", "_replies", "_returned",
+        "_target", "_to_come", "_window", "alias",
         "credit", "joined", "opening", "other",
     )  # fmt: skip
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import anyio
 
+from ..codec.faults import Fault
+from ..codec.hashes import check_spread
 from ..context import FLContext, StreamContext
 from ..engine import StreamEngine
 from ..options import StreamOptions
@@ -47,45 +49,40 @@ class ContainerProducer(EntryProducer):
         return produced, timeout
 
 
-def _empty(kind: Any) -> Container:
-    if kind == "dict":
-        return {}
-    if kind == "list":
-        return []
-    if kind == "set":
-        return set()
-    raise BadEntryError("the kind of container is none of 'dict', 'list' and 'set'")
-
-
 class _ContainerConsumer(EntryConsumer):
     def __init__(self, on_container: Callable[..., Any], limiter: anyio.CapacityLimiter, max_entries: int) -> None:
         super().__init__(on_container, limiter, max_entries)
         self._kind: Any = None
-        self._container: Container | None = None
+        self._keys: list[Any] = []
+        self._values: list[Any] = []
 
     def add(self, entry: Shareable) -> None:
-        if self._container is None:
-            self._kind = entry.get("kind")
-            self._container = _empty(self._kind)
+        self._kind = entry.get("kind") if self._kind is None else self._kind
         if entry.get("kind") != self._kind or "value" not in entry:
             raise BadEntryError("an entry of another kind, or without a value")
-        value, container = entry["value"], self._container
-        if isinstance(container, list):
-            container.append(value)
-            return
-        key = entry.get("key") if isinstance(container, dict) else value
-        try:
-            if key in container:
-                raise BadEntryError("a key or member that was there before")
-        except TypeError as exc:
-            raise BadEntryError("a key or member that cannot be hashed") from exc
-        if isinstance(container, dict):
-            container[key] = value
-        else:
-            container.add(key)
+        if self._kind == "dict":
+            self._keys.append(entry.get("key"))
+        self._values.append(entry["value"])
 
-    def whole(self, first_and_last: Shareable | None) -> Container | None:
-        return self._container if first_and_last is None else _empty(first_and_last.get("kind"))
+    def whole(self, first_and_last: Shareable | None) -> Container:
+        kind = self._kind if first_and_last is None else first_and_last.get("kind")
+        made: Container
+        try:
+            if kind == "list":
+                return self._values
+            if kind == "set":
+                check_spread(self._values)  # before they meet in one table
+                made = set(self._values)
+            elif kind == "dict":
+                check_spread(self._keys)
+                made = dict(zip(self._keys, self._values, strict=True))
+            else:
+                raise BadEntryError("the kind of container is none of 'dict', 'list' and 'set'")
+        except Fault as exc:
+            raise BadEntryError(str(exc)) from exc
+        if len(made) != len(self._values):
+            raise BadEntryError("a key or member was there twice")
+        return made
 
 
 async def stream_container(
@@ -129,7 +126,7 @@ def register_containers(
     """Receive containers.
 
     Args:
-        engine: the receiving site's.
+        engine: the receiving site's, running.
         channel, topic: as in ``register_stream_processing``.
         on_container: called with ``(container, stream_ctx, fl_ctx)`` once it is whole, sync (in a worker thread) or
             async; what it returns is the reply to the last entry, None means OK.

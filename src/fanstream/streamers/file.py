@@ -124,6 +124,8 @@ class FileConsumer(ObjectConsumer):
         if self._on_file is not None:
             received = ReceivedFile(self._directory / self._name, self._label, self._size, self._hash.digest())
             reply = await call(self._on_file, received, stream_ctx, fl_ctx, limiter=self._limiter)
+        if reply is not None and not isinstance(reply, Shareable):
+            raise TypeError(f"on_file returned {type(reply).__name__}, expected a Shareable or None")
         self._kept = True
         return True, make_reply(ReturnCode.OK) if reply is None else reply
 
@@ -232,7 +234,8 @@ class FileStreamer:
         context = {} if stream_ctx is None else stream_ctx
         file = await anyio.to_thread.run_sync(lambda: Path(path).open("rb"))
         try:
-            producer = FileProducer(file, Path(path).name[:_LABEL], chunk_size, timeout)
+            label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
+            producer = FileProducer(file, label[:_LABEL], chunk_size, timeout)
             return await engine.stream_objects(
                 channel, topic, context, targets, producer, fl_ctx, options=options or DEFAULT_OPTIONS
             )
@@ -252,7 +255,7 @@ class FileStreamer:
         """Receive files into a directory, each under a random name.
 
         Args:
-            engine: the receiving site's.
+            engine: the receiving site's, running.
             channel, topic: as in ``register_stream_processing``.
             directory: where they go.
             on_file: called with ``(ReceivedFile, stream_ctx, fl_ctx)`` once a file is whole, sync (in a worker thread)

@@ -115,7 +115,7 @@ def register_tensors(
     """Receive state dicts.
 
     Args:
-        engine: the receiving site's.
+        engine: the receiving site's, running.
         channel, topic: as in ``register_stream_processing``.
         on_state: called with ``(state, stream_ctx, fl_ctx)`` once all tensors are there, sync (in a worker thread) or
             async; what it returns is the reply to the last tensor, None means OK.
