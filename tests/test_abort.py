@@ -127,6 +127,7 @@ async def test_a_signal_triggered_by_the_producer_itself(transport: str, where: 
             if where == "process_replies":
                 fl_ctx.get_run_abort_signal().trigger("no more")
                 return "a value that comes too late"
+            return None
 
     async with federation(transport, 1) as fed:
         Keeper().register(fed.sites["site-1"])

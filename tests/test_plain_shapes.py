@@ -297,9 +297,7 @@ async def test_a_synchronous_producer_runs_in_a_worker_thread(transport: str, wi
             self.made += 1
             return (Shareable({"n": self.made - 1}), 5) if self.made <= 4 else (None, 0)
 
-        def process_replies(  # type: ignore[override]
-            self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext
-        ) -> Any:
+        def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
             threads.add(threading.get_ident())
             replied.append(replies["site-1"]["n"])
 

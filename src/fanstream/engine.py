@@ -6,7 +6,7 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -104,8 +104,9 @@ class StreamEngine(StreamableEngine):
         self._sites = Sites()
         self._idle = self.face.wakeup()
         self._links: set[Link] = set()
-        self._births: deque[tuple[Callable[..., Awaitable[None]], tuple[Any, ...], str]] = deque()
+        self._births: deque[tuple[Callable[..., Coroutine[Any, Any, None]], tuple[Any, ...], str]] = deque()
         self._born = self.face.wakeup()
+        self._dialling = anyio.Lock()
         self._tg = await anyio.create_task_group().__aenter__()
         try:
             self._tg.start_soon(self._run_timer, name=f"{self.name}: timer")
@@ -148,8 +149,8 @@ class StreamEngine(StreamableEngine):
         self._tg.cancel_scope.cancel()
         await self._tg.__aexit__(None, None, None)
 
-    def _spawn(self, function: Callable[..., Awaitable[None]], *args: Any, name: str) -> None:
-        """Start a task of the engine, from a callback of the loop too: there anyio does not know its loop, and cannot."""
+    def _spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
+        """Start a task of the engine, also from a callback of the loop, where anyio knows no loop."""
         self._births.append((function, args, name))
         self._born.set()
 
@@ -352,7 +353,13 @@ class StreamEngine(StreamableEngine):
                 await self._sites.changed()
 
     async def _dial_local(self, name: str) -> Link | None:
-        """Connect to an engine of this event loop."""
+        """Connect to an engine of this event loop; streams that open at once share one link."""
+        async with self._dialling:
+            return self._sites.find(name) or await self._dial_local_now(name)
+
+    async def _dial_local_now(self, name: str) -> Link | None:
+        if LOCAL + name not in network_now():
+            return None
         wire = await transports.dial(Address("memory", host=LOCAL + name), self.name, allow_plain=False)
         self._tg.start_soon(self._run_link, wire, True, name=f"{self.name}: link to {name}")
         with anyio.move_on_after(self.settings.limits.hello_timeout):
@@ -547,7 +554,8 @@ class StreamEngine(StreamableEngine):
         made = as_producer(producer, window=options.window, timeout=options.timeout, limiter=self.limiter)
 
         try:
-            async with self._running(stream, body) as work:
+            async with self._running(stream) as work:
+                await stream.open(body)
                 work.value = await ProducerRun(stream, made, stream_ctx, options.window).run()
         finally:
             if isinstance(made, GeneratorProducer):
@@ -556,15 +564,14 @@ class StreamEngine(StreamableEngine):
         return work.done
 
     @asynccontextmanager
-    async def _running(self, stream: OutgoingStream, body: bytes) -> AsyncIterator[Work]:
-        """Open a stream, have its work done inside its scope, and end it, however the work ended."""
+    async def _running(self, stream: OutgoingStream) -> AsyncIterator[Work]:
+        """Have a stream opened and its work done inside its scope, and end it, however the work ended."""
         work = Work()
         self._outgoing.add(stream)
         try:
             with anyio.CancelScope() as scope:
                 unsubscribe = stream.signal.subscribe(partial(self._aborted, stream, scope))
                 try:
-                    await stream.open(body)
                     yield work
                     await stream.end(withdraw=work.value is not None)
                 finally:
@@ -609,6 +616,11 @@ class StreamEngine(StreamableEngine):
         context = {} if stream_ctx is None else stream_ctx
         stream, body = self._prepare(channel, topic, context, targets, fl_ctx, options, optional, secure)
         handle = OpenStream(stream, options)
-        async with self._running(stream, body) as work:
+        opened = False
+        async with self._running(stream) as work:
+            await stream.open(body)
+            opened = True
             yield handle
         handle.result = work.done
+        if not opened:
+            raise ClosedError(f"stream {stream.stream_id} was aborted while it was being opened")

@@ -35,6 +35,10 @@ async def test_a_file_arrives_whole(size: int, tmp_path: Path) -> None:
     assert list(target.iterdir()) == [got[0].path]
 
 
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
 DIGEST = hashlib.blake2b(b"abc", digest_size=32).digest()
 BEGIN, CHUNK = {"part": "begin", "label": "x", "size": 3}, {"part": "chunk", "data": b"abc"}
 END = {"part": "end", "size": 3, "digest": DIGEST}
@@ -55,12 +59,12 @@ async def test_the_senders_name_is_only_a_label(tmp_path: Path) -> None:
     target = tmp_path / "in"
     target.mkdir()
     got: list[ReceivedFile] = []
-    parts = [{**BEGIN, "label": "../../evil"}, CHUNK, END]
+    parts: list[dict[str, Any]] = [{**BEGIN, "label": "../../evil"}, CHUNK, END]
     result = await receive(parts, target, lambda file, *_: got.append(file))
     assert result.complete
     assert got[0].label == "../../evil"
     assert got[0].path.parent == target
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert names_in(tmp_path) == ["in"]
 
 
 @pytest.mark.parametrize(
@@ -86,12 +90,12 @@ async def test_what_is_not_the_file_is_refused(parts: list[dict[str, Any]], tmp_
     result = await receive(parts, tmp_path, max_size=100)
     assert result.rc == "BAD_REQUEST_DATA"
     whole = parts[:3] == [BEGIN, CHUNK, END]  # what follows a whole file does not take it back
-    assert len(list(tmp_path.iterdir())) == int(whole)
+    assert len(names_in(tmp_path)) == int(whole)
 
 
 async def test_a_file_that_stops_half_way_is_removed(tmp_path: Path) -> None:
     await receive([BEGIN], tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []
 
 
 async def test_a_file_that_the_application_fails_on_is_removed(tmp_path: Path) -> None:
@@ -100,4 +104,4 @@ async def test_a_file_that_the_application_fails_on_is_removed(tmp_path: Path) -
 
     result = await receive([BEGIN, CHUNK, END], tmp_path, fail)
     assert result.rc == "EXECUTION_EXCEPTION"
-    assert list(tmp_path.iterdir()) == []
+    assert names_in(tmp_path) == []

@@ -77,8 +77,9 @@ class _Held:
 class RelayLeg:
     """One of a route's two ends: takes the frames of its own link, and sends on what the other end took.
 
-    The routing part and the heads are all that is read; objects are not decoded. Each hop has its own wire window: what was received
-    is granted to its sender anew only when it has left on the other link, so a route holds no more than its windows.
+    The routing part and the heads are all that is read; objects are not decoded. Each hop has its own wire window: what
+    was received is granted to its sender anew only when it has left on the other link, so a route holds no more than
+    its windows.
     """
 
     __slots__ = (

@@ -94,14 +94,15 @@ async def stream_container(
     fl_ctx: FLContext,
     stream_ctx: StreamContext | None = None,
     *,
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
     options: StreamOptions | None = None,
 ) -> StreamResult:
     """Send a dict, list or set to sites, each of its entries as one object.
 
     Args:
         engine: the opener's.
-        channel, topic: the stream's address.
+        channel: the stream's channel.
+        topic: its topic.
         targets: names of the sites.
         container: what is sent; its entries are anything that a Shareable may hold.
         fl_ctx: the opener's context.
@@ -127,7 +128,8 @@ def register_containers(
 
     Args:
         engine: the receiving site's, running.
-        channel, topic: as in ``register_stream_processing``.
+        channel: as in ``register_stream_processing``.
+        topic: likewise.
         on_container: called with ``(container, stream_ctx, fl_ctx)`` once it is whole, sync (in a worker thread) or
             async; what it returns is the reply to the last entry, None means OK.
         max_entries: the most entries that one container may have.

@@ -209,14 +209,15 @@ class FileStreamer:
         stream_ctx: StreamContext | None = None,
         *,
         chunk_size: int = MIB,
-        timeout: Timeout = 60.0,
+        timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
         options: StreamOptions | None = None,
     ) -> StreamResult:
         """Send one file to sites.
 
         Args:
             engine: the opener's.
-            channel, topic: the stream's address.
+            channel: the stream's channel.
+            topic: its topic.
             targets: names of the sites.
             path: the file; its last part is the label that receivers see.
             fl_ctx: the opener's context.
@@ -232,7 +233,7 @@ class FileStreamer:
         if chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
         context = {} if stream_ctx is None else stream_ctx
-        file = await anyio.to_thread.run_sync(lambda: Path(path).open("rb"))
+        file = await anyio.to_thread.run_sync(lambda: Path(path).open("rb"))  # noqa: SIM115 - closed below
         try:
             label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
             producer = FileProducer(file, label[:_LABEL], chunk_size, timeout)
@@ -256,7 +257,8 @@ class FileStreamer:
 
         Args:
             engine: the receiving site's, running.
-            channel, topic: as in ``register_stream_processing``.
+            channel: as in ``register_stream_processing``.
+            topic: likewise.
             directory: where they go.
             on_file: called with ``(ReceivedFile, stream_ctx, fl_ctx)`` once a file is whole, sync (in a worker thread)
                 or async; what it returns is the reply to the end, None means OK. If it fails, the file is removed.

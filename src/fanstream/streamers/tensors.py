@@ -54,7 +54,8 @@ class _TensorConsumer(EntryConsumer):
         self._state: dict[str, Any] = {}
 
     def add(self, entry: Shareable) -> None:
-        name, value = entry.get("name"), entry.get("value")
+        name = entry.get("name")
+        value: Any = entry.get("value")
         if not isinstance(name, str) or name in self._state:
             raise BadEntryError("a tensor's name is no str, or was there before")
         if not _is_tensor(value):
@@ -77,14 +78,15 @@ async def stream_tensors(
     fl_ctx: FLContext,
     stream_ctx: StreamContext | None = None,
     *,
-    timeout: Timeout = 60.0,
+    timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
     options: StreamOptions | None = None,
 ) -> tuple[StreamResult, dict[str, Shareable]]:
     """Send a state dict to sites, each tensor as one object.
 
     Args:
         engine: the opener's.
-        channel, topic: the stream's address.
+        channel: the stream's channel.
+        topic: its topic.
         targets: names of the sites.
         state: name to numpy array or torch tensor; not to be changed while the stream runs.
         fl_ctx: the opener's context.
@@ -116,10 +118,12 @@ def register_tensors(
 
     Args:
         engine: the receiving site's, running.
-        channel, topic: as in ``register_stream_processing``.
+        channel: as in ``register_stream_processing``.
+        topic: likewise.
         on_state: called with ``(state, stream_ctx, fl_ctx)`` once all tensors are there, sync (in a worker thread) or
             async; what it returns is the reply to the last tensor, None means OK.
-        max_entries, max_bytes: the most that one state dict may hold.
+        max_entries: the most tensors that one state dict may hold.
+        max_bytes: the most bytes that its tensors may hold together.
     """
     make = partial(_TensorConsumer, on_state, engine.limiter, max_entries, max_bytes)
     return engine.register_stream_processing(channel, topic, EntryFactory(make))
