@@ -157,3 +157,31 @@ async def test_errors_of_the_body_leave_as_themselves() -> None:
     with pytest.raises(LookupError, match="of the body"):
         async with StreamEngine("server", listen="tcp://127.0.0.1:0"):
             raise LookupError("of the body")
+
+
+async def test_a_cancelled_engine_ends_its_streams_at_once() -> None:
+    with anyio.fail_after(10):
+        async with StreamEngine("server") as server, anyio.create_task_group() as tg:
+            consuming = anyio.Event()
+            doomed = anyio.CancelScope()
+
+            async def site() -> None:
+                with doomed:
+                    async with StreamEngine("site-1") as engine:
+
+                        @engine.consumer("c", "t")
+                        async def consume(shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+                            consuming.set()
+                            await anyio.sleep_forever()
+
+                        await anyio.sleep_forever()
+
+            async def kill() -> None:
+                await consuming.wait()
+                doomed.cancel()
+
+            tg.start_soon(site)
+            tg.start_soon(kill)
+            await server.wait_for_sites(["site-1"])
+            result = await server.stream_objects("c", "t", {}, ["site-1"], ones(2), server.new_context())
+            assert not result.complete

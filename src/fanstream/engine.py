@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
+import anyio.abc
 
 from . import transports
 from .abort import AbortSignal
@@ -107,7 +108,9 @@ class StreamEngine(StreamableEngine):
         self._births: deque[tuple[Callable[..., Coroutine[Any, Any, None]], tuple[Any, ...], str]] = deque()
         self._born = self.face.wakeup()
         self._dialling = anyio.Lock()
-        self._tg = await anyio.create_task_group().__aenter__()
+        self._closing = anyio.Event()
+        self._outer = await anyio.create_task_group().__aenter__()
+        self._tg: anyio.abc.TaskGroup = await self._outer.start(self._hold_tasks)
         try:
             self._tg.start_soon(self._run_timer, name=f"{self.name}: timer")
             self._tg.start_soon(self._run_births, name=f"{self.name}: births")
@@ -132,9 +135,9 @@ class StreamEngine(StreamableEngine):
     async def _stop(self) -> None:
         self._state = "stopping"
         with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.shutdown_timeout):
-            await self.shutdown_streamer()
             for listener in self._listeners:
                 listener.close()
+            await self.shutdown_streamer()
             for link in list(self._links):
                 link.leave("bye")
             while self._links:
@@ -146,8 +149,16 @@ class StreamEngine(StreamableEngine):
             if isinstance(args[0], Wire):
                 args[0].close()
         self._state = "closed"
-        self._tg.cancel_scope.cancel()
-        await self._tg.__aexit__(None, None, None)
+        self._closing.set()
+        await self._outer.__aexit__(None, None, None)
+
+    async def _hold_tasks(self, *, task_status: anyio.abc.TaskStatus[anyio.abc.TaskGroup]) -> None:
+        """Be the parent of the engine's tasks: a cancelled body must not stop them before its streams have ended."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tg:
+                task_status.started(tg)
+                await self._closing.wait()
+                tg.cancel_scope.cancel()
 
     def _spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
         """Start a task of the engine, also from a callback of the loop, where anyio knows no loop."""
@@ -221,8 +232,8 @@ class StreamEngine(StreamableEngine):
             await self._sites.changed()
 
     def _accepted(self, wire: Wire) -> None:
-        if self._half_open >= self.settings.limits.half_open:
-            wire.close(TransportError("too many links are being opened"))
+        if self._state in ("stopping", "closed") or self._half_open >= self.settings.limits.half_open:
+            wire.close(TransportError("no further link is taken now"))
             return
         self._half_open += 1
         self._spawn(self._run_link, wire, False, name=f"{self.name}: link from {wire.name}")
