@@ -66,7 +66,7 @@ def test_scalars_keep_their_type() -> None:
         np.float64("nan"),
         np.complex64(1 - 1j),
         np.datetime64("2026-10-01T00:00", ("m", 25)),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "s"),
         np.timedelta64(3, "ns"),
         np.str_("text\0"),
         np.str_("\ud800"),
