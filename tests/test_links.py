@@ -185,3 +185,31 @@ async def test_a_cancelled_engine_ends_its_streams_at_once() -> None:
             await server.wait_for_sites(["site-1"])
             result = await server.stream_objects("c", "t", {}, ["site-1"], ones(2), server.new_context())
             assert not result.complete
+
+
+async def test_a_library_that_a_site_lacks_ends_the_stream_there_and_not_the_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from fanstream.codec import decode, tags
+    from fanstream.codec.faults import Fault
+
+    def missing(tag: int) -> decode.Handler:
+        raise Fault("pyarrow cannot be imported here", unknown=True)
+
+    with anyio.fail_after(10):
+        async with (
+            StreamEngine("server", listen="tcp://127.0.0.1:0") as server,
+            StreamEngine("site-1", connect=server.addresses[0]) as site,
+        ):
+            answer(site)
+            await server.wait_for_sites(["site-1"])
+            monkeypatch.delitem(decode._HANDLERS, tags.TABLE, raising=False)
+            monkeypatch.setattr(decode, "_foreign", missing)
+
+            async def tables() -> AsyncGenerator[Shareable, dict[str, Shareable]]:
+                yield Shareable({"n": 0, "table": pyarrow.table({"a": [1, 2]})})
+
+            result = await server.stream_objects("c", "t", {}, ["site-1"], tables(), server.new_context())
+            assert result.rc == result.sites["site-1"].rc == "BAD_REQUEST_DATA"
+            assert server.sites() == {"site-1"}

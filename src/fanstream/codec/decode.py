@@ -375,5 +375,6 @@ def _foreign(tag: int) -> Handler:
         else:
             raise Fault(f"tag {tag} is not known to this version", unknown=True)
     except (ImportError, OSError) as exc:  # OSError: a library that is there and cannot be loaded
-        raise Fault(f"a value of {library} was received, and {library} cannot be imported here: {exc}") from exc
+        message = f"a value of {library} was received, and {library} cannot be imported here: {exc}"
+        raise Fault(message, unknown=True) from exc  # this site's lack, no offence of the sender's
     return _HANDLERS[tag]
