@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -78,13 +79,13 @@ class EntryConsumer(ObjectConsumer):
         self._count: int | None = None
         self._next = 0
 
+    @abstractmethod
     def add(self, entry: Shareable) -> None:
         """Take one entry, which is the next; raises BadEntryError if it is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, first_and_last: Shareable | None) -> Any:
         """Return what the entries make; *first_and_last* is the only object of an empty whole."""
-        raise NotImplementedError
 
     async def consume(
         self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
