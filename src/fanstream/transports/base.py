@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -61,5 +61,3 @@ class Listener(ABC):
 
 OnConnect = Callable[[Wire], object]
 """Called with each accepted connection; returns at once."""
-
-Dial = Callable[[], Awaitable[Wire]]
