@@ -112,6 +112,7 @@ class Limits(_Frozen):
         backlog: unanswered objects of one incoming stream.
         origin_bytes: bytes reserved for one origin site's objects.
         engine_bytes: bytes reserved for all objects of this engine.
+        idle_memory: bytes of received arrays that nobody holds any more, kept for the next ones.
         window: bytes in flight of one stream between two engines (the wire window).
         relay_window: the same for a stream that a hub only forwards.
         relay_bytes: bytes that a hub holds for all the streams it forwards.
@@ -135,6 +136,7 @@ class Limits(_Frozen):
     backlog: Annotated[int, Field(ge=2)] = 8192
     origin_bytes: Annotated[int, Field(ge=64 * KIB)] = 256 * MIB
     engine_bytes: Annotated[int, Field(ge=64 * KIB)] = GIB
+    idle_memory: Annotated[int, Field(ge=0)] = 256 * MIB
     window: Annotated[int, Field(ge=64 * KIB)] = 32 * MIB
     relay_window: Annotated[int, Field(ge=64 * KIB)] = 2 * MIB
     relay_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB

@@ -12,6 +12,7 @@ import numpy as np
 from . import tags
 from .blocks import Block
 from .faults import Fault
+from .memory import SMALLEST, Memory
 
 if TYPE_CHECKING:
     from .decode import Reader
@@ -105,7 +106,7 @@ def read_array(reader: Reader, node: list[Any], _depth: int) -> Array | None:
     order: Order = "F" if node[0] == tags.ARRAY_F else "C"
     content = node[2]
     if content is None:
-        return reader.claim(lambda _size: ArrayBlock(dtype, shape, order), size)  # type: ignore[no-any-return]
+        return reader.claim(lambda _size: ArrayBlock(dtype, shape, order, reader.memory), size)  # type: ignore[no-any-return]
     if type(content) is not bytes or len(content) != size:
         raise Fault(f"malformed envelope: an array of {size} bytes with other content")
     # A bytearray of its own, so that the array is private and writable.
@@ -180,18 +181,25 @@ def checked(array: Array) -> Array:
 class ArrayBlock(Block):
     """An array that is received in place."""
 
-    __slots__ = ("_array", "_dtype", "_order", "_shape")
+    __slots__ = ("_array", "_dtype", "_memory", "_order", "_shape")
 
-    def __init__(self, dtype: np.dtype[Any], shape: list[int], order: Order) -> None:
+    def __init__(self, dtype: np.dtype[Any], shape: list[int], order: Order, memory: Memory) -> None:
         self._dtype = dtype
         self._shape = shape
         self._order = order
+        self._memory = memory
         self._array: Array | None = None
 
     def allocate(self) -> memoryview:
         """Allocate the array, in its own order, and view its memory."""
-        self._array = array = np.empty(self._shape, self._dtype, self._order)
-        return byte_view(array)
+        size = shape_bytes(self._shape, self._dtype.itemsize)
+        if size < SMALLEST:
+            self._array = array = np.empty(self._shape, self._dtype, self._order)
+            return byte_view(array)
+        block = self._memory.take(size)
+        # Not np.ndarray(buffer=block): its base would be what the view is of, and the block free before its time.
+        self._array = np.frombuffer(block, self._dtype).reshape(self._shape, order=self._order)
+        return block
 
     def value(self) -> Array:
         """Return the array."""

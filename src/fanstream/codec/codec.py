@@ -14,6 +14,7 @@ from . import tags
 from .decode import Reader, make_shareable
 from .encode import FREE_BUDGET, Writer
 from .faults import Fault
+from .memory import Memory
 from .scan import count_nodes
 from .types import TypeRegistry, default_types
 
@@ -102,15 +103,18 @@ class Decoding(msgspec.Struct, eq=False):
 
 
 class Codec:
-    """Turns objects into envelopes and buffers, and back; holds no state between calls, so one serves all streams.
+    """Turns objects into envelopes and buffers, and back; one serves all streams of an engine.
 
     Args:
         limits: what an object may hold, in both directions: ``envelope``, ``depth``, ``nodes``, ``buffers``, ``object``
-            and ``inline``.
+            and ``inline``; and ``idle_memory``.
         types: the application's types.
+
+    Attributes:
+        memory: what large arrays are received into.
     """
 
-    __slots__ = ("_flat_limit", "_inline", "_limits", "_types", "_uncounted")
+    __slots__ = ("_flat_limit", "_inline", "_limits", "_types", "_uncounted", "memory")
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class Codec:
     ) -> None:
         self._limits = limits
         self._types = types
+        self.memory = Memory(limits.idle_memory)
         self._inline = limits.inline
         # No envelope holds more values than bytes.
         self._uncounted = min(_UNCOUNTED, limits.nodes, limits.envelope)
@@ -192,7 +197,7 @@ class Codec:
         """
         try:
             tree = self._tree(data, self._limits.envelope if limit is None else limit)
-            return Reader(self._types, self._limits.depth).node(tree, 0)
+            return Reader(self._types, self._limits.depth, self.memory).node(tree, 0)
         except _REFUSALS as exc:
             _refuse(exc, "decoded", name)
 
@@ -273,7 +278,7 @@ class Codec:
                 raise Fault(_NOT_FLAT)
         elif form != tags.TREE:
             raise Fault(f"malformed envelope: form {form} is not known to this version")
-        reader = Reader(self._types, limits.depth, sizes)
+        reader = Reader(self._types, limits.depth, self.memory, sizes)
         value = reader.object(headers, data)
         if not sizes:
             return Decoding((), value)

@@ -14,6 +14,7 @@ from . import tags, times
 from .blocks import Block, ByteArrayBlock, BytesBlock, TextBlock
 from .faults import Fault, key_step, name_step
 from .hashes import check_spread
+from .memory import Memory
 from .types import TypeRegistry
 
 _HEADERS: Final = ReservedHeaderKey.HEADERS
@@ -28,13 +29,15 @@ class Reader:
     Args:
         types: the application's types.
         depth_limit: how deep containers may nest.
+        memory: what large arrays are received into.
         sizes: bytes of each buffer, in order.
     """
 
-    __slots__ = ("_depth_limit", "_sizes", "_taken", "_types", "blocks", "live")
+    __slots__ = ("_depth_limit", "_sizes", "_taken", "_types", "blocks", "live", "memory")
 
-    def __init__(self, types: TypeRegistry, depth_limit: int, sizes: Sequence[int] = ()) -> None:
+    def __init__(self, types: TypeRegistry, depth_limit: int, memory: Memory, sizes: Sequence[int] = ()) -> None:
         self._types = types
+        self.memory = memory
         self._depth_limit = depth_limit
         self._sizes = sizes
         self._taken = 0

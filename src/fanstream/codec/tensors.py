@@ -11,6 +11,7 @@ from . import tags
 from .arrays import shape_bytes
 from .blocks import Block
 from .faults import Fault
+from .memory import SMALLEST, Memory
 
 if TYPE_CHECKING:
     from .decode import Reader
@@ -57,10 +58,10 @@ def read_tensor(reader: Reader, node: list[Any], _depth: int) -> torch.Tensor | 
     size = shape_bytes(shape, dtype.itemsize)
     content = node[2]
     if content is None:
-        return reader.claim(lambda _size: TensorBlock(dtype, shape, size), size)
+        return reader.claim(lambda _size: TensorBlock(dtype, shape, size, reader.memory), size)
     if type(content) is not bytes or len(content) != size:
         raise Fault(f"malformed envelope: a tensor of {size} bytes with other content")
-    block = TensorBlock(dtype, shape, size)
+    block = TensorBlock(dtype, shape, size, reader.memory)
     block.allocate()[:] = content
     return block.value()
 
@@ -73,18 +74,23 @@ def _little_endian() -> None:
 class TensorBlock(Block):
     """A tensor that is received in place: *size* bytes, 0 included."""
 
-    __slots__ = ("_dtype", "_raw", "_shape", "_size")
+    __slots__ = ("_dtype", "_memory", "_raw", "_shape", "_size")
 
-    def __init__(self, dtype: torch.dtype, shape: list[int], size: int) -> None:
+    def __init__(self, dtype: torch.dtype, shape: list[int], size: int, memory: Memory) -> None:
         self._dtype = dtype
         self._shape = shape
         self._size = size
+        self._memory = memory
         self._raw: torch.Tensor | None = None
 
     def allocate(self) -> memoryview:
         """Allocate the tensor and view its memory."""
-        self._raw = torch.empty(self._size, dtype=torch.uint8)
-        return memoryview(self._raw.numpy())
+        if self._size < SMALLEST:
+            self._raw = torch.empty(self._size, dtype=torch.uint8)
+            return memoryview(self._raw.numpy())
+        block = self._memory.take(self._size)
+        self._raw = torch.frombuffer(block, dtype=torch.uint8)
+        return block
 
     def value(self) -> torch.Tensor:
         """Return the tensor."""
