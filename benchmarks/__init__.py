@@ -1,4 +1,5 @@
-"""One script for each question: ``python -m benchmarks.<name>`` prints one JSON line for each thing it measured.
+"""One script for each question: ``python -m benchmarks.<name>`` prints one JSON line.
 
-A line holds the numbers, their spread and the machine. ``--quick`` makes a run of seconds, which the tests do.
+A line holds the figures with their spread, what they cost in CPU and memory, and the machine. ``--quick`` makes a run
+of seconds that only shows that it works, which is what the tests do.
 """

