@@ -108,7 +108,7 @@ class Federation:
             found += [f"{engine.name}: outgoing {stream.stream_id}" for stream in engine._outgoing]
             found += [f"{engine.name}: incoming {stream.stream_id}" for stream in engine._incoming]
             found += [f"{engine.name}: legs {link.core.legs}" for link in engine._links if link.core.legs]
-            if len(engine.deadlines) > len(engine._links):
+            if len(engine.deadlines) > len(engine._links) + (engine._sweep is not None):
                 found.append(f"{engine.name}: {len(engine.deadlines)} deadlines, {len(engine._links)} links")
         return found
 

@@ -150,7 +150,7 @@ async def test_a_silent_peer_is_noticed() -> None:
             (link,) = site._links
             link.core.next_output = lambda limit, now: []  # type: ignore[method-assign]  # it falls silent
             while server.sites():
-                await server._sites.changed()
+                await server._links._sites.changed()
 
 
 async def test_errors_of_the_body_leave_as_themselves() -> None:

@@ -323,3 +323,22 @@ async def test_what_a_synchronous_producer_raises_reaches_the_caller(transport: 
         for window in (1, 2):
             with pytest.raises(BoomError):
                 await fed.stream(Failing(), options=StreamOptions(window=window))
+
+
+async def test_a_generator_sees_the_last_replies_when_every_site_has_finished(transport: str) -> None:
+    async with federation(transport, 1) as fed:
+
+        async def enough(n: int) -> Any:
+            return False, Shareable({"last": n})
+
+        Keeper(enough).register(fed.sites["site-1"])
+        seen: list[Any] = []
+
+        async def numbers() -> AsyncGenerator[Shareable, dict[str, Shareable]]:
+            replies = yield Shareable({"n": 7})
+            seen.append(replies["site-1"]["last"])
+            yield Shareable({"n": 8})
+            seen.append("never")
+
+        result = await fed.stream(numbers(), ["site-1"])
+        assert (seen, result.objects, result.rc) == ([7], 1, "OK")

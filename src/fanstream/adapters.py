@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final, TypeVar, cast
@@ -77,7 +78,8 @@ class ThreadedProducer(ObjectProducer):
 class GeneratorProducer(ObjectProducer):
     """An async generator as a producer: ``replies = yield obj``, or ``yield obj, timeout``; lock step.
 
-    When the generator ends, so does the stream.
+    When the generator ends, so does the stream. When all sites have finished first, it is resumed once more, with the
+    last replies; what it yields then goes nowhere.
     """
 
     def __init__(self, generator: AsyncGenerator[Any, Any], timeout: float) -> None:
@@ -86,8 +88,9 @@ class GeneratorProducer(ObjectProducer):
         self._replies: dict[str, Shareable] | None = None
 
     async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Timeout]:
+        replies, self._replies = self._replies, None
         try:
-            produced = await self._generator.asend(self._replies)
+            produced = await self._generator.asend(replies)
         except StopAsyncIteration:
             return None, 0
         if isinstance(produced, tuple):
@@ -97,6 +100,12 @@ class GeneratorProducer(ObjectProducer):
     async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
         self._replies = replies
         return None
+
+    async def show_last_replies(self) -> None:
+        """Resume the generator with replies that it has not seen."""
+        if self._replies is not None:
+            with contextlib.suppress(StopAsyncIteration):
+                await self._generator.asend(self._replies)
 
     async def aclose(self) -> None:
         """Close the generator, whose clean-up may wait."""

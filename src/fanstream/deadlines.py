@@ -21,8 +21,7 @@ class Deadlines:
     """A heap of deadlines with cheap cancellation.
 
     A cancelled entry stays in the heap until it surfaces, or until the cancelled ones outnumber the living, when the
-    heap
-    is rebuilt: amortised, both operations cost O(log n), and memory follows the living.
+    heap is rebuilt: amortised, both operations cost O(log n), and memory follows the living.
 
     Args:
         on_earlier: called when a new deadline is earlier than all before it, so that the one timer can be set anew.

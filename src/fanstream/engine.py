@@ -1,50 +1,42 @@
-"""StreamEngine: its lifetime, its links to other sites, and the streams that run on them."""
+"""StreamEngine: its lifetime, and the streams that run on it."""
 
 from __future__ import annotations
 
 import logging
-import os
-import random
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import anyio
-import anyio.abc
 
-from . import transports
 from .abort import AbortSignal
 from .adapters import FunctionFactory, GeneratorProducer, as_producer
 from .codec import Codec
+from .connections import Connections
 from .context import FLContext, StreamContext
-from .deadlines import Deadlines
-from .errors import ClosedError, NameInUseError, RemoteProtocolError, SecurityError, TransportError
+from .deadlines import Deadline
+from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
 from .incoming import Handling, IncomingStream
-from .link import Link
 from .names import check_address, check_site
 from .options import EngineSettings, StreamOptions
 from .outgoing import OutgoingStream, Work, check_targets
 from .producing import ProducerRun
-from .protocol.bodies import Hello, Opening
-from .protocol.core import LinkCore, Refusal, Surroundings
-from .protocol.events import Opened, PresenceChanged
-from .protocol.relay import FIRST_WINDOW
+from .protocol.bodies import Opening
+from .protocol.core import LinkCore, Refusal
+from .protocol.events import Opened
 from .registry import Registration, Registry
 from .shareable import ReturnCode
-from .sites import Sites
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult
-from .transports.addresses import Address, parse_all
-from .transports.base import Listener, Wire
-from .transports.memory import LOCAL, MemoryListener, network_now, watch
-from .wakeup import Face, current_face
+from .tasks import Tasks
+from .transports.addresses import parse_all
 
 _log = logging.getLogger(__name__)
 
-_REMEMBERED = 8192  # ids of ended streams that may not be opened again
+_REMEMBERED: Final = 8192  # ids of ended streams that may not be opened again
+_MEMORY_KEPT: Final = 10.0  # seconds that idle memory outlives the last stream: rounds of training follow each other
 
 
 class StreamEngine(StreamableEngine):
@@ -81,16 +73,8 @@ class StreamEngine(StreamableEngine):
         self._outgoing: set[OutgoingStream] = set()
         self._incoming: set[IncomingStream] = set()
         self._known: dict[bytes, None] = {}
-        self._listeners: list[Listener] = []
-        self._half_open = 0
+        self._sweep: Deadline | None = None
         self._state = "new"
-        self._dial_error: Exception | None = None
-        self._unwatch: Callable[[], object] = lambda: None
-        limits = self.settings.limits
-        self._hello = Hello(
-            self.name, os.urandom(16), bool(self._listen), limits.frame, limits.window, FIRST_WINDOW, limits.backlog
-        )
-        self._shared = Surroundings.make(self.settings, self.codec, self._route)
 
     # --- lifetime ---
 
@@ -98,30 +82,18 @@ class StreamEngine(StreamableEngine):
         if self._state != "new":
             raise ClosedError(f"engine {self.name} was entered before; make a new one")
         self._state = "running"
-        self.face: Face = current_face()
-        self._timer = self.face.wakeup()
-        self.deadlines = Deadlines(self._timer.set)
+        self._tasks = Tasks(self.name)
+        self.face = self._tasks.face
+        self.deadlines = self._tasks.deadlines
         self.limiter = anyio.CapacityLimiter(self.settings.workers)
-        self._sites = Sites()
         self._idle = self.face.wakeup()
-        self._links: set[Link] = set()
-        self._births: deque[tuple[Callable[..., Coroutine[Any, Any, None]], tuple[Any, ...], str]] = deque()
-        self._born = self.face.wakeup()
-        self._dialling = anyio.Lock()
-        self._closing = anyio.Event()
-        self._outer = await anyio.create_task_group().__aenter__()
-        self._tg: anyio.abc.TaskGroup = await self._outer.start(self._hold_tasks)
+        self._registered = anyio.Event()
+        self._links = Connections(
+            self.name, self.settings, self._listen, self._connect, self.codec, self._tasks, self._admit, self._opened
+        )
+        await self._tasks.start()
         try:
-            self._tg.start_soon(self._run_timer, name=f"{self.name}: timer")
-            self._tg.start_soon(self._run_births, name=f"{self.name}: births")
-            for address in self._listen:
-                allow = self.settings.allow_plain_tcp
-                self._listeners.append(await transports.listen(address, self._accepted, allow_plain=allow))
-            if self._connect:
-                self._tg.start_soon(self._dial_for_ever, name=f"{self.name}: dial")
-            elif not self._listen:
-                self._listeners.append(MemoryListener(LOCAL + self.name, self._accepted))
-                self._unwatch = watch(self._sites.tell)
+            await self._links.start()
         except BaseException:
             await self._stop()
             raise
@@ -135,59 +107,12 @@ class StreamEngine(StreamableEngine):
     async def _stop(self) -> None:
         self._state = "stopping"
         with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.shutdown_timeout):
-            for listener in self._listeners:
-                listener.close()
+            self._links.refuse_further()
             await self.shutdown_streamer()
-            for link in list(self._links):
-                link.leave("bye")
-            while self._links:
-                await self._idle.wait()
-        for listener in self._listeners:
-            listener.close()
-        self._unwatch()
-        for _function, args, _name in self._births:
-            if isinstance(args[0], Wire):
-                args[0].close()
+            await self._links.aclose()
         self._state = "closed"
-        self._closing.set()
-        await self._outer.__aexit__(None, None, None)
-
-    async def _hold_tasks(self, *, task_status: anyio.abc.TaskStatus[anyio.abc.TaskGroup]) -> None:
-        """Be the parent of the engine's tasks: a cancelled body must not stop them before its streams have ended."""
-        with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as tg:
-                task_status.started(tg)
-                await self._closing.wait()
-                tg.cancel_scope.cancel()
-
-    def _spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
-        """Start a task of the engine, also from a callback of the loop, where anyio knows no loop."""
-        self._births.append((function, args, name))
-        self._born.set()
-
-    async def _run_births(self) -> None:
-        while True:
-            await self._born.wait()
-            while self._births:
-                function, args, name = self._births.popleft()
-                self._tg.start_soon(function, *args, name=name)
-
-    async def _run_timer(self) -> None:
-        while True:
-            when = self.deadlines.next()
-            if when is None:
-                await self._timer.wait()
-                continue
-            delay = when - self.face.time()
-            if delay > 0:
-                with anyio.move_on_after(delay):
-                    await self._timer.wait()
-            else:
-                await anyio.lowlevel.checkpoint()
-            try:
-                self.deadlines.run(self.face.time())
-            except Exception:  # noqa: BLE001 - one defect must not stop every deadline of the engine
-                _log.exception("engine %s: a deadline's callback failed: a defect", self.name)
+        await self._tasks.stop()
+        self.codec.memory.clear()
 
     async def shutdown_streamer(self) -> None:
         """Refuse new streams, abort the outgoing ones, and end the incoming ones as TASK_ABORTED; idempotent."""
@@ -200,21 +125,26 @@ class StreamEngine(StreamableEngine):
         while self._outgoing or self._incoming:
             await self._idle.wait()
 
-    # --- links ---
+    def _stream_ended(self) -> None:
+        self._idle.set()
+        if self._sweep is None and not (self._outgoing or self._incoming) and self.codec.memory.held:
+            self._sweep = self.deadlines.at(self.face.time() + _MEMORY_KEPT, self._sweep_memory)
+
+    def _sweep_memory(self, now: float) -> None:
+        self._sweep = None
+        if not (self._outgoing or self._incoming):
+            self.codec.memory.clear()
+
+    # --- other sites ---
 
     @property
     def addresses(self) -> list[str]:
         """What was really bound, as URLs."""
-        return [listener.address for listener in self._listeners if self._listen]
+        return self._links.addresses
 
     def sites(self) -> set[str]:
         """Return the names of the sites that can be reached now."""
-        return self._sites.names() | self._local_names()
-
-    def _local_names(self) -> set[str]:
-        if self._listen or self._connect:
-            return set()
-        return {name.removeprefix(LOCAL) for name in network_now() if name.startswith(LOCAL)} - {self.name}
+        return self._links.names()
 
     async def wait_for_sites(self, sites: Iterable[str]) -> None:
         """Wait until all these sites can be reached; the caller's scope is the timeout.
@@ -225,170 +155,30 @@ class StreamEngine(StreamableEngine):
         self._check_running()
         if isinstance(sites, str):
             raise TypeError(f"sites is {sites!r}, a str; expected a list of site names")
-        wanted = {check_site(name, f"sites[{index}]") for index, name in enumerate(sites)}
-        while not wanted <= self.sites():
-            if isinstance(self._dial_error, NameInUseError):
-                raise self._dial_error
-            await self._sites.changed()
-
-    def _accepted(self, wire: Wire) -> None:
-        if self._state in ("stopping", "closed") or self._half_open >= self.settings.limits.half_open:
-            wire.close(TransportError("no further link is taken now"))
-            return
-        self._half_open += 1
-        self._spawn(self._run_link, wire, False, name=f"{self.name}: link from {wire.name}")
-
-    async def _run_link(self, wire: Wire, dialler: bool) -> None:
-        link = Link(self, wire, self._hello, self._shared, dialler=dialler)
-        self._links.add(link)
-        try:
-            await link.run()
-        except Exception:  # noqa: BLE001 - a failing link never cancels the body of the engine
-            _log.exception("engine %s: a link failed: a defect", self.name)
-        finally:
-            self._links.discard(link)
-            if not dialler and not link.peer:
-                self._half_open -= 1
-            self._idle.set()
-
-    async def _dial_for_ever(self) -> None:
-        settings = self.settings
-        pause = settings.retry_first
-        while self._state == "running" or self._state == "shut":
-            for address in self._connect:
-                if await self._dial(address):
-                    pause = settings.retry_first
-            await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
-            pause = min(pause * 2, settings.retry_max)
-
-    async def _dial(self, address: Address) -> bool:
-        """Dial one address and live with its link; return whether there was one."""
-        try:
-            with anyio.fail_after(self.settings.limits.hello_timeout):
-                wire = await transports.dial(address, self.name, allow_plain=self.settings.allow_plain_tcp)
-        except (TransportError, TimeoutError) as exc:
-            if str(exc) != str(self._dial_error):
-                _log.info("engine %s: %s", self.name, exc)
-            self._dial_error = exc
-            return False
-        before = self._dial_error
-        self._dial_error = None
-        await self._run_link(wire, True)
-        if self._dial_error is not None and before is None:
-            _log.error("engine %s: %s", self.name, self._dial_error)
-        return self._dial_error is None
-
-    def greeted(self, link: Link, hello: Hello) -> None:
-        """A peer has said HELLO."""
-        if link.dialler:
-            self._sites.add(link)
-            return
-        self._half_open -= 1
-        old = self._sites.direct.get(hello.site)
-        if hello.site == self.name:
-            link.leave("name-in-use", f"{hello.site} is this engine's own name")
-        elif old is None or not old.open:
-            self._admit(link)
-        elif old.core.session.peer is not None and old.core.session.peer.incarnation == hello.incarnation:
-            old.drop(TransportError("replaced by a newer link of the same engine"))
-            self._admit(link)
-        else:
-            self._spawn(self._probe, old, link, name=f"{self.name}: probe of {link.peer}")
-
-    def _admit(self, link: Link) -> None:
-        link.admit()
-        self._sites.add(link)
-
-    async def _probe(self, old: Link, new: Link) -> None:
-        """Two engines claim one name: the newer gets it only if the older is dead."""
-        asked = self.face.time()
-        old.core.session.ping()
-        with anyio.move_on_after(self.settings.probe_timeout):
-            while old.open and old.core.session.last_received <= asked:  # noqa: ASYNC110 - any byte is the answer
-                await anyio.sleep(0.01)
-        if old.open and old.core.session.last_received > asked:
-            new.leave("name-in-use", f"another engine answers as {new.peer}")
-            return
-        old.drop(TransportError("it did not answer, and another engine has its name"))
-        if new in self._links:
-            self._admit(new)
-
-    def departed(self, link: Link, code: str, reason: str) -> None:
-        """A peer has said GOAWAY."""
-        if link.dialler and code == "name-in-use":
-            self._dial_error = NameInUseError(reason)
-        elif code == "protocol":
-            _log.warning("link to %s: the peer says that this side broke the protocol: %s", link.peer, reason)
-
-    def presence(self, link: Link, event: PresenceChanged) -> None:
-        """A hub has said which sites it leads to."""
-        if link.dialler:
-            self._sites.presence(link, event.presence, self.name)
-
-    def closed(self, link: Link, reason: str) -> None:
-        """A link is gone."""
-        _log.debug("engine %s: link to %s ended: %s", self.name, link.peer, reason)
-        self._sites.remove(link)
-
-    def _route(self, core: LinkCore, opening: Opening, target: str) -> LinkCore | Refusal | None:
-        """Say where a stream that a peer opens goes."""
-        through_hub = any(link.core is core and link.dialler for link in self._links)
-        if opening.opener != core.peer and not through_hub:
-            raise RemoteProtocolError(f"{core.peer} opens a stream in the name of {opening.opener}")
-        if target == self.name:
-            if self._state != "running":
-                return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{self.name} shuts down")
-            if opening.stream in self._known:
-                return Refusal(ReturnCode.BAD_REQUEST_DATA, "a stream of this id was opened before")
-            return None
-        link = self._sites.direct.get(target)
-        if link is None or not link.open or link.dialler or through_hub or not self._listen:
-            return Refusal(ReturnCode.COMMUNICATION_ERROR, f"{self.name} knows no way to {target}")
-        return link.core
+        await self._links.wait_for([check_site(name, f"sites[{index}]") for index, name in enumerate(sites)])
 
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
-        found: dict[str, LinkCore] = {}
-        deadline = self.face.time() + grace
-        while True:
-            for name in sites:
-                link = self._sites.find(name)
-                if link is None and name in self._local_names():
-                    link = await self._dial_local(name)
-                if link is not None:
-                    found[name] = link.core
-            left = deadline - self.face.time()
-            if len(found) == len(sites) or left <= 0:
-                return found
-            with anyio.move_on_after(left):
-                await self._sites.changed()
-
-    async def _dial_local(self, name: str) -> Link | None:
-        """Connect to an engine of this event loop; streams that open at once share one link."""
-        async with self._dialling:
-            return self._sites.find(name) or await self._dial_local_now(name)
-
-    async def _dial_local_now(self, name: str) -> Link | None:
-        if LOCAL + name not in network_now():
-            return None
-        wire = await transports.dial(Address("memory", host=LOCAL + name), self.name, allow_plain=False)
-        self._tg.start_soon(self._run_link, wire, True, name=f"{self.name}: link to {name}")
-        with anyio.move_on_after(self.settings.limits.hello_timeout):
-            while (link := self._sites.find(name)) is None:
-                await self._sites.changed()
-            return link
-        return None
+        return await self._links.reach(sites, grace)
 
     # --- incoming streams ---
 
-    def opened(self, event: Opened) -> None:
+    def _admit(self, opening: Opening) -> Refusal | None:
+        """Say whether this site takes a stream."""
+        if self._state != "running":
+            return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{self.name} shuts down")
+        if opening.stream in self._known:
+            return Refusal(ReturnCode.BAD_REQUEST_DATA, "a stream of this id was opened before")
+        return None
+
+    def _opened(self, event: Opened) -> None:
         """A peer has opened a stream at this site."""
         self._known[event.leg.opening.stream] = None
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
         stream = IncomingStream(self, event.leg, event.body, self.run_abort_signal.child())
         self._incoming.add(stream)
-        self._spawn(self._run_incoming, stream, name=f"{self.name}: incoming stream {stream.stream_id}")
+        self._tasks.spawn(self._run_incoming, stream, name=f"incoming stream {stream.stream_id}")
 
     async def _run_incoming(self, stream: IncomingStream) -> None:
         try:
@@ -397,7 +187,7 @@ class StreamEngine(StreamableEngine):
             _log.exception("engine %s: incoming stream %s failed: a defect", self.name, stream.stream_id)
         finally:
             self._incoming.discard(stream)
-            self._idle.set()
+            self._stream_ended()
 
     async def handling(self, channel: str, topic: str, grace: float) -> Handling | None:
         """Return what is registered, or will be within *grace* seconds."""
@@ -405,7 +195,7 @@ class StreamEngine(StreamableEngine):
         if found is None and grace > 0:
             with anyio.move_on_after(grace):
                 while found is None:
-                    await self._sites.changed()
+                    await self._registered.wait()
                     found = self._registry.find(channel, topic)
         return found
 
@@ -453,7 +243,8 @@ class StreamEngine(StreamableEngine):
             channel, topic, Handling(factory, stream_done_cb, consumed_cb, cb_kwargs)
         )
         if self._state == "running":
-            self._sites.tell()
+            event, self._registered = self._registered, anyio.Event()
+            event.set()
         return registration
 
     def consumer(self, channel: str, topic: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -568,6 +359,8 @@ class StreamEngine(StreamableEngine):
             async with self._running(stream) as work:
                 await stream.open(body)
                 work.value = await ProducerRun(stream, made, stream_ctx, options.window).run()
+                if isinstance(made, GeneratorProducer):
+                    await made.show_last_replies()
         finally:
             if isinstance(made, GeneratorProducer):
                 with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.finalize_timeout):
@@ -598,7 +391,7 @@ class StreamEngine(StreamableEngine):
             raise
         finally:
             self._outgoing.discard(stream)
-            self._idle.set()
+            self._stream_ended()
 
     @staticmethod
     def _aborted(stream: OutgoingStream, scope: anyio.CancelScope) -> None:

@@ -426,7 +426,7 @@ class OutgoingStream:
             return
         self._aborted = True
         self._rc_of_abort = rc
-        self._unended = set(self._legs)
+        self._unended = {name for name, leg in self._legs.items() if not leg.ended}
         for leg in self._legs.values():
             leg.abort(rc, self._host.name, reason)
         self._changed.set()

@@ -15,7 +15,7 @@ from .streaming import ObjectProducer
 
 _UNWAITED: Final = 256
 # Gathers judged in a row without waiting, after which the loop gets its turn: more than a usual window, so that it
-# costs # nothing there, yet a producer whose sites are all gone cannot starve the rest.
+# costs nothing there, yet a producer whose sites are all gone cannot starve the rest.
 
 
 class ProducerRun:
@@ -44,7 +44,7 @@ class ProducerRun:
         self._unwaited = 0
         self._exhausted = False
         self._value: Any = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         stream.on_news = self._news.set
         stream.keep_offers = watches_replies(producer)
 
@@ -70,7 +70,9 @@ class ProducerRun:
                         pass
                     self._exhausted = True
                     self._news.set()
-                except Exception as exc:  # noqa: BLE001 - passed on to the caller as itself
+                except BaseException as exc:  # passed on to the caller as itself, a KeyboardInterrupt too
+                    if isinstance(exc, anyio.get_cancelled_exc_class()):
+                        raise
                     self._error = exc
                     tg.cancel_scope.cancel()
 

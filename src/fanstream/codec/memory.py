@@ -49,6 +49,11 @@ class Memory:
         self.lent = 0
         self.idle = 0
 
+    @property
+    def held(self) -> bool:
+        """Whether there is anything to clear."""
+        return bool(self._leases or self._idle)
+
     def take(self, size: int) -> memoryview:
         """Return *size* bytes, writable, of any content; the block comes back once no view of them is left."""
         while self._back:

@@ -133,6 +133,11 @@ class OpenerLeg(Leg):
         return not self.aborted
 
     @property
+    def ended(self) -> bool:
+        """Whether the site has said that the stream ended there; replies may still be on their way."""
+        return self._ended is not None
+
+    @property
     def site(self) -> str:
         """The target's name."""
         return self.opening.targets[self.target]

@@ -1,0 +1,300 @@
+"""An engine's links: who may connect, who is dialled, and which link leads to which site."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import anyio
+
+from . import transports
+from .errors import NameInUseError, RemoteProtocolError, TransportError
+from .link import Link
+from .options import EngineSettings
+from .protocol.bodies import Hello, Opening
+from .protocol.core import LinkCore, Refusal, Surroundings
+from .protocol.events import Opened, PresenceChanged
+from .protocol.inbound import Decoder
+from .protocol.relay import FIRST_WINDOW
+from .shareable import ReturnCode
+from .sites import Sites
+from .tasks import Tasks
+from .transports.addresses import Address
+from .transports.base import Listener, Wire
+from .transports.memory import LOCAL, MemoryListener, network_now, watch
+
+_log = logging.getLogger(__name__)
+
+
+class Connections:
+    """All the links of one engine.
+
+    Args:
+        name: the engine's site.
+        settings: the engine's.
+        listen: addresses to be dialled at; with any, the engine is a hub.
+        connect: addresses of one hub, tried in order. With neither, engines of one event loop find each other by name.
+        decoder: turns envelopes into objects.
+        tasks: where the links' tasks live.
+        admit: says whether the engine itself takes a stream.
+        opened: called with each incoming stream.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: EngineSettings,
+        listen: Sequence[Address],
+        connect: Sequence[Address],
+        decoder: Decoder,
+        tasks: Tasks,
+        admit: Callable[[Opening], Refusal | None],
+        opened: Callable[[Opened], object],
+    ) -> None:
+        self.name = name
+        self._settings = settings
+        self._listen = listen
+        self._connect = connect
+        self._tasks = tasks
+        self.face = tasks.face
+        self.deadlines = tasks.deadlines
+        self._admit_stream = admit
+        self._on_opened = opened
+        self._sites = Sites()
+        self._links: set[Link] = set()
+        self._ended = self.face.wakeup()
+        self._listeners: list[Listener] = []
+        self._half_open = 0
+        self._closing = False
+        self._dialling = anyio.Lock()
+        self._dial_error: Exception | None = None
+        self._unwatch: Callable[[], object] = lambda: None
+        limits = settings.limits
+        self._hello = Hello(
+            name, os.urandom(16), bool(listen), limits.frame, limits.window, FIRST_WINDOW, limits.backlog
+        )
+        self._shared = Surroundings.make(settings, decoder, self._route)
+
+    # --- lifetime ---
+
+    async def start(self) -> None:
+        """Listen and dial.
+
+        Raises:
+            ConnectError: an address cannot be bound.
+        """
+        for address in self._listen:
+            allow = self._settings.allow_plain_tcp
+            self._listeners.append(await transports.listen(address, self._accepted, allow_plain=allow))
+        if self._connect:
+            self._tasks.spawn(self._dial_for_ever, name="dial")
+        elif not self._listen:
+            self._listeners.append(MemoryListener(LOCAL + self.name, self._accepted))
+            self._unwatch = watch(self._sites.tell)
+
+    def refuse_further(self) -> None:
+        """Take no further link."""
+        self._closing = True
+        self._unwatch()
+        for listener in self._listeners:
+            listener.close()
+
+    async def aclose(self) -> None:
+        """Say goodbye on every link, and wait until they have ended."""
+        self.refuse_further()
+        for link in list(self._links):
+            link.leave("bye")
+        while self._links:
+            await self._ended.wait()
+
+    # --- what the engine asks ---
+
+    @property
+    def addresses(self) -> list[str]:
+        """What was really bound, as URLs."""
+        return [listener.address for listener in self._listeners if self._listen]
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(self._links)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def names(self) -> set[str]:
+        """Return the sites that can be reached now."""
+        return self._sites.names() | self._local_names()
+
+    def _local_names(self) -> set[str]:
+        if self._listen or self._connect:
+            return set()
+        return {name.removeprefix(LOCAL) for name in network_now() if name.startswith(LOCAL)} - {self.name}
+
+    async def wait_for(self, wanted: Iterable[str]) -> None:
+        """Wait until all these sites can be reached.
+
+        Raises:
+            NameInUseError: the hub says that another engine has this site's name.
+        """
+        missing = set(wanted)
+        while not missing <= self.names():
+            if isinstance(self._dial_error, NameInUseError):
+                raise self._dial_error
+            await self._sites.changed()
+
+    async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
+        """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
+        found: dict[str, LinkCore] = {}
+        deadline = self.face.time() + grace
+        while True:
+            for name in sites:
+                link = self._sites.find(name)
+                if link is None and name in self._local_names():
+                    link = await self._dial_local(name)
+                if link is not None:
+                    found[name] = link.core
+            left = deadline - self.face.time()
+            if len(found) == len(sites) or left <= 0:
+                return found
+            with anyio.move_on_after(left):
+                await self._sites.changed()
+
+    # --- making links ---
+
+    def _accepted(self, wire: Wire) -> None:
+        if self._closing or self._half_open >= self._settings.limits.half_open:
+            wire.close(TransportError("no further link is taken now"))
+            return
+        self._half_open += 1
+        link = self._make(wire, dialler=False)
+        self._tasks.spawn(self._run, link, name=f"link from {wire.name}")
+
+    def _make(self, wire: Wire, *, dialler: bool) -> Link:
+        link = Link(self, wire, self._hello, self._shared, dialler=dialler)
+        self._links.add(link)
+        return link
+
+    async def _run(self, link: Link) -> None:
+        try:
+            await link.run()
+        except Exception:  # noqa: BLE001 - a failing link never cancels the body of the engine
+            _log.exception("engine %s: a link failed: a defect", self.name)
+        finally:
+            self._links.discard(link)
+            if not link.dialler and not link.peer:
+                self._half_open -= 1
+            self._ended.set()
+
+    async def _dial_for_ever(self) -> None:
+        settings = self._settings
+        pause = settings.retry_first
+        while not self._closing:
+            for address in self._connect:
+                if await self._dial(address):
+                    pause = settings.retry_first
+            await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            pause = min(pause * 2, settings.retry_max)
+
+    async def _dial(self, address: Address) -> bool:
+        """Dial one address and live with its link; return whether there was one."""
+        try:
+            with anyio.fail_after(self._settings.limits.hello_timeout):
+                wire = await transports.dial(address, self.name, allow_plain=self._settings.allow_plain_tcp)
+        except (TransportError, TimeoutError) as exc:
+            if str(exc) != str(self._dial_error):
+                _log.info("engine %s: %s", self.name, exc)
+            self._dial_error = exc
+            return False
+        before = self._dial_error
+        self._dial_error = None
+        await self._run(self._make(wire, dialler=True))
+        if self._dial_error is not None and before is None:
+            _log.error("engine %s: %s", self.name, self._dial_error)
+        return self._dial_error is None
+
+    async def _dial_local(self, name: str) -> Link | None:
+        """Connect to an engine of this event loop; streams that open at once share one link."""
+        async with self._dialling:
+            return self._sites.find(name) or await self._dial_local_now(name)
+
+    async def _dial_local_now(self, name: str) -> Link | None:
+        if LOCAL + name not in network_now():
+            return None
+        wire = await transports.dial(Address("memory", host=LOCAL + name), self.name, allow_plain=False)
+        self._tasks.spawn(self._run, self._make(wire, dialler=True), name=f"link to {name}")
+        with anyio.move_on_after(self._settings.limits.hello_timeout):
+            while (link := self._sites.find(name)) is None:
+                await self._sites.changed()
+            return link
+        return None
+
+    # --- what links tell ---
+
+    def greeted(self, link: Link, hello: Hello) -> None:
+        """A peer has said HELLO."""
+        if link.dialler:
+            self._sites.add(link)
+            return
+        self._half_open -= 1
+        old = self._sites.direct.get(hello.site)
+        if hello.site == self.name:
+            link.leave("name-in-use", f"{hello.site} is this engine's own name")
+        elif old is None or not old.open or old.dialler:  # both may have dialled at once: streams run on either link
+            self._admit(link)
+        elif old.core.session.peer is not None and old.core.session.peer.incarnation == hello.incarnation:
+            old.drop(TransportError("replaced by a newer link of the same engine"))
+            self._admit(link)
+        else:
+            self._tasks.spawn(self._probe, old, link, name=f"probe of {link.peer}")
+
+    def _admit(self, link: Link) -> None:
+        link.admit()
+        self._sites.add(link)
+
+    async def _probe(self, old: Link, new: Link) -> None:
+        """Two engines claim one name: the newer gets it only if the older is dead."""
+        asked = self.face.time()
+        old.core.session.ping()
+        with anyio.move_on_after(self._settings.probe_timeout):
+            while old.open and old.core.session.last_received <= asked:  # noqa: ASYNC110 - any byte is the answer
+                await anyio.sleep(0.01)
+        if old.open and old.core.session.last_received > asked:
+            new.leave("name-in-use", f"another engine answers as {new.peer}")
+            return
+        old.drop(TransportError("it did not answer, and another engine has its name"))
+        if new in self._links:
+            self._admit(new)
+
+    def departed(self, link: Link, code: str, reason: str) -> None:
+        """A peer has said GOAWAY."""
+        if link.dialler and code == "name-in-use":
+            self._dial_error = NameInUseError(reason)
+        elif code == "protocol":
+            _log.warning("link to %s: the peer says that this side broke the protocol: %s", link.peer, reason)
+
+    def opened(self, event: Opened) -> None:
+        """A peer has opened a stream at this site."""
+        self._on_opened(event)
+
+    def presence(self, link: Link, event: PresenceChanged) -> None:
+        """A hub has said which sites it leads to."""
+        if link.dialler:
+            self._sites.presence(link, event.presence, self.name)
+
+    def closed(self, link: Link, reason: str) -> None:
+        """A link is gone."""
+        _log.debug("engine %s: link to %s ended: %s", self.name, link.peer, reason)
+        self._sites.remove(link)
+
+    def _route(self, core: LinkCore, opening: Opening, target: str) -> LinkCore | Refusal | None:
+        """Say where a stream that a peer opens goes."""
+        through_hub = any(link.core is core and link.dialler for link in self._links)
+        if opening.opener != core.peer and not through_hub:
+            raise RemoteProtocolError(f"{core.peer} opens a stream in the name of {opening.opener}")
+        if target == self.name:
+            return self._admit_stream(opening)
+        link = self._sites.direct.get(target)
+        if link is None or not link.open or link.dialler or through_hub or not self._listen:
+            return Refusal(ReturnCode.COMMUNICATION_ERROR, f"{self.name} knows no way to {target}")
+        return link.core
