@@ -18,6 +18,9 @@ Network = dict[str, OnConnect]
 _network: RunVar[Network] = RunVar("fanstream_memory_network")
 _watchers: RunVar[dict[int, Callable[[], object]]] = RunVar("fanstream_memory_watchers")
 
+pairing: RunVar[Callable[[str, str], tuple[Wire, Wire]]] = RunVar("fanstream_memory_pairing")
+"""What makes connections in place of ``pair``, for tests whose links are to fail (``fanstream.testing``)."""
+
 LOCAL: Final = "local/"
 """What the names begin with that engines without any address are found under: the embedded default."""
 
@@ -158,7 +161,7 @@ def watch(callback: Callable[[], object]) -> Callable[[], object]:
     return lambda: watchers.pop(key, None)
 
 
-def dial(name: str, from_name: str) -> MemoryWire:
+def dial(name: str, from_name: str) -> Wire:
     """Connect to a name.
 
     Raises:
@@ -167,6 +170,6 @@ def dial(name: str, from_name: str) -> MemoryWire:
     on_connect = network_now().get(name)
     if on_connect is None:
         raise ConnectError(f"memory://{name}: nobody listens")
-    near, far = pair(from_name, f"memory://{name}")
+    near, far = pairing.get(pair)(from_name, f"memory://{name}")
     on_connect(far)
     return near
