@@ -105,9 +105,8 @@ class Limits(_Frozen):
         object: bytes of one object, envelope and buffers together.
         buffers: out-of-band buffers of one object.
         depth: nesting of containers in one object.
-        nodes: values in one object's envelope.
+        nodes: values in one object's envelope, as msgpack counts them: keys and descriptors too.
         inline: bytes up to which a buffer travels inside the envelope.
-        small_object: bytes up to which an object needs no reservation before it is sent.
         streams: open streams of one origin site.
         backlog: unanswered objects of one incoming stream.
         origin_bytes: bytes reserved for one origin site's objects.
@@ -131,7 +130,6 @@ class Limits(_Frozen):
     depth: Annotated[int, Field(ge=1, le=100)] = 32
     nodes: Annotated[int, Field(ge=1)] = 20_000
     inline: Annotated[int, Field(ge=0, le=64 * KIB)] = 4 * KIB
-    small_object: Annotated[int, Field(ge=0, le=MIB)] = 64 * KIB
     streams: Annotated[int, Field(ge=1)] = 4096
     backlog: Annotated[int, Field(ge=2)] = 8192
     origin_bytes: Annotated[int, Field(ge=64 * KIB)] = 256 * MIB

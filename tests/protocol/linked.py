@@ -116,5 +116,5 @@ def encoded(**data: Any) -> Encoded:
 
 def small_limits(**limits: Any) -> Callable[[], Surroundings]:
     """Make surroundings with small frames and windows."""
-    values = {"frame": 4096, "window": 64 * 1024, "small_object": 1024, **limits}
+    values = {"frame": 4096, "window": 64 * 1024, **limits}
     return lambda: surroundings(limits=Limits(**values))

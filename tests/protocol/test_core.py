@@ -275,11 +275,11 @@ def test_large_replies_arrive_though_the_end_was_said_before_their_grant(step: i
 
 
 def test_what_does_not_fit_the_budget_waits_until_an_object_is_released() -> None:
-    right_shared = small_limits(origin_bytes=64 * 1024, engine_bytes=64 * 1024)()
+    right_shared = small_limits(origin_bytes=128 * 1024, engine_bytes=128 * 1024)()
     pair = _, right = linked(small_limits()(), right_shared)
     sender, receiver = stream(pair)
     for seq in (0, 1):
-        sender.send(seq, encoded(w=np.zeros(6000)), 0)
+        sender.send(seq, encoded(w=np.zeros(9000)), 0)
     pump(pair)
     first = right.take(ObjectArrived)
     assert (right.events, right_shared.budget.waiting) == ([], 1)
@@ -289,13 +289,13 @@ def test_what_does_not_fit_the_budget_waits_until_an_object_is_released() -> Non
 
 
 def test_a_bad_envelope_that_waited_is_blamed_on_its_sender_and_not_on_who_gave_room() -> None:
-    right_shared = small_limits(origin_bytes=64 * 1024, engine_bytes=64 * 1024)()
+    right_shared = small_limits(origin_bytes=128 * 1024, engine_bytes=128 * 1024)()
     pair = _, right = linked(small_limits()(), right_shared)
     sender, receiver = stream(pair)
-    sender.send(0, encoded(w=np.zeros(6000)), 0)
+    sender.send(0, encoded(w=np.zeros(9000)), 0)
     pump(pair)
     first = right.take(ObjectArrived)
-    right.feed(payload(FrameType.OBJECT, 1, 1, (50_000,), b"\xc1"))
+    right.feed(payload(FrameType.OBJECT, 1, 1, (80_000,), b"\xc1"))
     receiver.release(first.size)
     with pytest.raises(RemoteProtocolError, match="object 1 from server"):
         right.feed(chunk(1, 1, 0, 0, b"x"))
@@ -488,11 +488,11 @@ def test_a_chunk_is_the_next_piece_and_no_other(piece: bytes, message: str) -> N
 
 
 def test_a_chunk_before_its_grant_is_refused() -> None:
-    shared = small_limits(origin_bytes=64 * 1024, engine_bytes=64 * 1024)()
+    shared = small_limits(origin_bytes=128 * 1024, engine_bytes=128 * 1024)()
     pair = _, right = linked(small_limits()(), shared)
     sender, _ = stream(pair)
-    sender.send(0, encoded(w=np.zeros(6000)), 0)
-    sender.send(1, encoded(w=np.zeros(6000)), 0)
+    sender.send(0, encoded(w=np.zeros(9000)), 0)
+    sender.send(1, encoded(w=np.zeros(9000)), 0)
     pump(pair)
     with pytest.raises(RemoteProtocolError, match="CHUNK for object 1, which has nothing to come or was not granted"):
         right.feed(chunk(1, 1, 0, 0, b"x"))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from fanstream.codec.codec import Encoded
-from fanstream.protocol.frames import CHUNK_HEADER, HEADER, HEADER_SIZE, PAYLOAD_SIZE, FrameType
+from fanstream.protocol.frames import CHUNK_HEADER, HEADER, HEADER_SIZE, PAYLOAD_SIZE, SMALL_OBJECT, FrameType
 from fanstream.protocol.sending import Buffer, Outbound, Scheduler
 
 FRAME = 100
@@ -20,13 +20,13 @@ def payload(*sizes: int, envelope: bytes = b"") -> Encoded:
     return Encoded(envelope, buffers, sizes, sum(sizes))
 
 
-def make(window: int = 10_000, *, small: int = 1000) -> tuple[Scheduler, Outbound]:
+def make(window: int = 10_000) -> tuple[Scheduler, Outbound]:
     scheduler = Scheduler(lambda: None, FRAME)
-    return scheduler, outbound(scheduler, 1, window=window, small=small)
+    return scheduler, outbound(scheduler, 1, window=window)
 
 
 def outbound(scheduler: Scheduler, alias: int, *, window: int = 10_000, small: int = 1000) -> Outbound:
-    return Outbound(scheduler, FrameType.OBJECT, alias, 0, window=window, small=small)
+    return Outbound(scheduler, FrameType.OBJECT, alias, 0, window=window)
 
 
 def frames(out: list[Buffer]) -> list[tuple[int, int, int, int]]:
@@ -44,7 +44,7 @@ def frames(out: list[Buffer]) -> list[tuple[int, int, int, int]]:
 
 def drain(scheduler: Scheduler, limit: int = 1 << 20) -> list[tuple[int, int, int, int]]:
     found = []
-    while out := scheduler.next_output(limit):
+    while out := scheduler.next_output(limit, 0.0):
         found += frames(out)
     return found
 
@@ -55,10 +55,10 @@ def test_control_goes_before_small_frames_and_those_before_bulk() -> None:
     scheduler.small(b"small")
     scheduler.control(b"control-1,")
     scheduler.control(b"control-2,")
-    written = b"".join(scheduler.next_output(1 << 20))
+    written = b"".join(scheduler.next_output(1 << 20, 0.0))
     assert written.startswith(b"control-1,control-2,")
     assert written.index(b"small") < written.index(bytes([1]) * 50)
-    assert scheduler.next_output(1 << 20) == []
+    assert scheduler.next_output(1 << 20, 0.0) == []
 
 
 def test_output_is_announced_once_until_it_has_run_out() -> None:
@@ -67,11 +67,11 @@ def test_output_is_announced_once_until_it_has_run_out() -> None:
     scheduler.control(b"a")
     scheduler.small(b"b")
     assert announced.count == 1
-    assert scheduler.next_output(100) == [b"a", b"b"]
+    assert scheduler.next_output(100, 0.0) == [b"a", b"b"]
     scheduler.control(b"c")
     assert announced.count == 1  # the shell asks until nothing is left
-    assert scheduler.next_output(100) == [b"c"]
-    assert scheduler.next_output(100) == []
+    assert scheduler.next_output(100, 0.0) == [b"c"]
+    assert scheduler.next_output(100, 0.0) == []
     scheduler.small(b"d")
     assert announced.count == 2
 
@@ -80,9 +80,9 @@ def test_many_small_frames_leave_room_for_a_control_frame() -> None:
     scheduler = Scheduler(lambda: None, FRAME)
     for _ in range(1500):
         scheduler.small(b"x")
-    assert scheduler.next_output(1) == [b"x" * 1024]
+    assert scheduler.next_output(1, 0.0) == [b"x" * 1024]
     scheduler.control(b"now")
-    assert scheduler.next_output(1) == [b"now", b"x" * 476]
+    assert scheduler.next_output(1, 0.0) == [b"now", b"x" * 476]
 
 
 def test_an_object_is_a_head_and_chunks_of_its_buffers_in_order() -> None:
@@ -103,20 +103,21 @@ def test_a_whole_buffer_is_not_copied() -> None:
     scheduler, out = make()
     encoded = payload(80)
     out.send(0, encoded)
-    assert any(buffer is encoded.buffers[0] for buffer in scheduler.next_output(1 << 20))
+    assert any(buffer is encoded.buffers[0] for buffer in scheduler.next_output(1 << 20, 0.0))
 
 
 def test_offsets_say_where_each_chunk_belongs() -> None:
     scheduler, out = make()
     out.send(7, payload(250))
-    headers = [bytes(part) for part in scheduler.next_output(1 << 20) if len(part) == CHUNK_HEADER.size]
+    headers = [bytes(part) for part in scheduler.next_output(1 << 20, 0.0) if len(part) == CHUNK_HEADER.size]
     assert [CHUNK_HEADER.unpack(header)[8:] for header in headers] == [(0, 0, 0), (0, 0, 100), (0, 0, 200)]
 
 
 def test_large_buffers_wait_for_their_grant() -> None:
-    scheduler, out = make(small=99)
-    out.send(0, payload(100))
-    out.send(1, payload(99))
+    scheduler = Scheduler(lambda: None, 2 * SMALL_OBJECT)
+    out = outbound(scheduler, 1, window=1 << 20)
+    out.send(0, payload(SMALL_OBJECT + 1))
+    out.send(1, payload(SMALL_OBJECT))
     assert [frame[:3] for frame in drain(scheduler)] == [(17, 1, 0), (17, 1, 1), (18, 1, 1)]
     assert not out.empty
     assert not out.grant(1)
@@ -162,15 +163,15 @@ def test_streams_take_fair_turns() -> None:
 def test_the_limit_ends_an_output() -> None:
     scheduler, out = make()
     out.send(0, payload(900))
-    scheduler.next_output(1)
-    assert [frame[3] - 16 for frame in frames(scheduler.next_output(150))] == [100, 100]
+    scheduler.next_output(1, 0.0)
+    assert [frame[3] - 16 for frame in frames(scheduler.next_output(150, 0.0))] == [100, 100]
 
 
 def test_what_is_cleared_is_not_sent() -> None:
-    scheduler, out = make(window=1, small=10)
+    scheduler, out = make(window=1)
     out.send(0, payload(5))
     out.send(1, payload(5))
-    out.send(2, payload(500))
+    out.send(2, payload(SMALL_OBJECT + 1))
     drain(scheduler)
     out.clear()
     out.add_credit(1000)
@@ -209,9 +210,44 @@ def test_what_was_written_is_told_when_output_is_asked_for_again() -> None:
     scheduler = Scheduler(lambda: None, FRAME)
     written: list[str] = []
     scheduler.control(b"a")
-    scheduler.next_output(100)
+    scheduler.next_output(100, 0.0)
     scheduler.when_written(lambda: written.append("a"))
     assert written == []
-    scheduler.next_output(100)
-    scheduler.next_output(100)
+    scheduler.next_output(100, 0.0)
+    scheduler.next_output(100, 0.0)
     assert written == ["a"]
+
+
+def pace(scheduler: Scheduler, bytes_per_second: float, seconds: float, now: float = 0.0) -> float:
+    """Write whatever comes for a while, as fast as a link of that rate takes it; return the time at the end."""
+    end = now + seconds
+    while now < end:
+        size = sum(map(len, scheduler.next_output(1 << 21, now)))
+        assert size
+        now += size / bytes_per_second
+    return now
+
+
+def test_on_a_slow_link_a_chunk_takes_no_longer_than_50_ms() -> None:
+    scheduler = Scheduler(lambda: None, 1 << 20)
+    out = outbound(scheduler, 1, window=1 << 40)
+    for seq in range(2):
+        out.send(seq, payload(100_000_000))
+        out.grant(seq)
+    now = pace(scheduler, 2e6, 3.0)
+    assert 0.8 * 100_000 < scheduler.chunk <= 100_000
+    assert sum(map(len, scheduler.next_output(1 << 21, now))) < 2.1 * scheduler.chunk
+    now = pace(scheduler, 1000, 1000.0, now)
+    assert scheduler.chunk == 16 * 1024, "no smaller, whatever the rate"
+    pace(scheduler, 1e9, 0.1, now)
+    assert scheduler.chunk == 1 << 20
+
+
+def test_a_link_with_little_to_send_is_not_taken_for_a_slow_one() -> None:
+    scheduler, out = make()
+    for second in range(100):
+        out.send(second, payload(10))
+        assert scheduler.next_output(1 << 20, float(second))
+        assert scheduler.next_output(1 << 20, float(second)) == []
+        out.add_credit(1000)
+    assert scheduler.chunk == FRAME

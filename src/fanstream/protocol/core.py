@@ -155,7 +155,7 @@ class LinkCore:
 
         Asking again says that all that was returned before has been written.
         """
-        out = self.scheduler.next_output(limit)
+        out = self.scheduler.next_output(limit, now)
         if out:
             self.session.last_sent = now
         return out
@@ -215,9 +215,7 @@ class LinkCore:
         return alias
 
     def _equip(self, leg: OpenerLeg | ReceiverLeg, sends: FrameType, *, window: int, origin: str) -> None:
-        leg.outbound = Outbound(
-            self.scheduler, sends, leg.alias, leg.target, window=window, small=self._limits.small_object
-        )
+        leg.outbound = Outbound(self.scheduler, sends, leg.alias, leg.target, window=window)
         leg.inbound = Inbound(
             self.scheduler,
             self._shared.decoder,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
 from ..options import Limits
 from .budget import Budget
-from .frames import PAYLOAD, PAYLOAD_SIZE, FrameType, pack
+from .frames import PAYLOAD, PAYLOAD_SIZE, SMALL_OBJECT, FrameType, pack
 from .sending import Scheduler
 
 
@@ -163,7 +163,7 @@ class Inbound:
         arrival = Arrival(seq, flags, timeout_ms, size)
         arrival.sizes = sizes
         self._arriving.append(arrival)
-        if size <= limits.small_object:
+        if size <= SMALL_OBJECT:
             self._budget.charge(self, size)
             self._prepare(arrival, envelope)
         else:

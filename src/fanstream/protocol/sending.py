@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from .frames import CHUNK as CHUNK_HEAD
-from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, FrameType
+from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, SMALL_OBJECT, FrameType
 
 Buffer = bytes | memoryview
 
@@ -15,6 +15,9 @@ _CHUNK: Final = int(FrameType.CHUNK)
 _CHUNK_HEAD_SIZE: Final = CHUNK_HEAD.size
 _MAX_BUFFERS: Final = 512  # IOV_MAX is 1024 on Linux: the most buffers one sendmsg takes; a turn adds two at a time
 _MAX_SMALL: Final = 1024  # small frames joined for one turn, so that a control frame never waits behind more
+_SMALLEST_CHUNK: Final = 16 * 1024  # below it, headers and system calls cost more than the data
+_CHUNK_TIME: Final = 0.05  # seconds that a chunk may occupy the link, so long does a control frame wait for it
+_SAMPLE_TIME: Final = 0.02  # seconds of output between two looks at the rate; shorter ones see the kernel's buffer fill
 
 
 class Payload(Protocol):
@@ -48,18 +51,31 @@ class Scheduler:
         on_output: called when there is something to send after there was nothing; the shell then asks ``next_output``
             until it is empty.
         frame: bytes of data in one CHUNK, the peer's limit.
+
+    Attributes:
+        frame: the peer's limit, as above.
+        chunk: bytes of data in the next CHUNK: the limit, or less on a link that takes long to carry as much.
     """
 
-    __slots__ = ("_announced", "_control", "_on_output", "_ring", "_small", "_written", "frame")
+    __slots__ = (
+        "_announced", "_busy_bytes", "_busy_since", "_control", "_on_output", "_ring", "_small", "_written", "chunk",
+        "frame",
+    )  # fmt: skip
 
     def __init__(self, on_output: Callable[[], object], frame: int) -> None:
         self._on_output = on_output
+        self._busy_since: float | None = None  # None while there is nothing to send
+        self._busy_bytes = 0
         self._control: list[bytes] = []
         self._small: list[bytes] = []
         self._ring: deque[Turn] = deque()
         self._written: list[Callable[[], object]] = []
         self._announced = False
-        self.frame = frame
+        self.frame = self.chunk = frame
+
+    def limit_frame(self, frame: int) -> None:
+        """Send no larger chunks than *frame* bytes, which the peer has said to take."""
+        self.frame = self.chunk = min(self.frame, frame)
 
     def _announce(self) -> None:
         if not self._announced:
@@ -93,8 +109,17 @@ class Scheduler:
         """Call *callback* once what the current turn emits has been written."""
         self._written.append(callback)
 
-    def next_output(self, limit: int) -> list[Buffer]:
+    def next_output(self, limit: int, now: float) -> list[Buffer]:
         """Return what is to be written next, about *limit* bytes; asking again says that the last of it was written."""
+        if self._busy_since is None:
+            self._busy_since = now
+        elif now - self._busy_since >= _SAMPLE_TIME:
+            rate = self._busy_bytes / (now - self._busy_since)
+            self.chunk = min(self.frame, max(_SMALLEST_CHUNK, int(rate * _CHUNK_TIME)))
+            self._busy_since, self._busy_bytes = now, 0
+        chunk = self.chunk
+        if chunk < self.frame:
+            limit = min(limit, 2 * chunk)
         if self._written:
             written, self._written = self._written, []
             for callback in written:
@@ -115,7 +140,7 @@ class Scheduler:
         total = 0
         while ring and total < limit and len(out) < _MAX_BUFFERS:
             turn = ring[0]
-            total += turn.emit(out, min(self.frame, limit))
+            total += turn.emit(out, min(chunk, limit))
             if not ring or ring[0] is not turn:
                 continue  # its last turn ended it, and it has left
             if not turn.sendable:
@@ -123,8 +148,11 @@ class Scheduler:
                 turn.joined = False  # type: ignore[attr-defined]  # every Turn of this package has it
             elif len(ring) > 1:
                 ring.rotate(-1)
-        if not out:
+        if out:
+            self._busy_bytes += total
+        else:
             self._announced = False
+            self._busy_since, self._busy_bytes = None, 0
         return out
 
 
@@ -145,8 +173,7 @@ class Outbound:
     """The sending half of one stream at one site: objects if it is the opener's, replies if it is the receiver's.
 
     Every payload byte counts against the wire window, which may be overdrawn by one frame: so no frame is too large to
-        be
-    sent. Buffers of more than *small* bytes wait for the receiver's GRANT.
+    be sent. Payloads of more than ``SMALL_OBJECT`` bytes wait for the receiver's GRANT with their buffers.
 
     Args:
         scheduler: the link's output.
@@ -154,7 +181,6 @@ class Outbound:
         alias: the stream's alias on the link.
         target: the site's index among OPEN's targets.
         window: bytes that may be in flight.
-        small: bytes of a whole payload up to which no GRANT is needed.
     """
 
     __slots__ = (
@@ -163,7 +189,6 @@ class Outbound:
         "_heads",
         "_kind",
         "_scheduler",
-        "_small",
         "_target",
         "_ungranted",
         "credit",
@@ -171,14 +196,11 @@ class Outbound:
         "on_empty",
     )
 
-    def __init__(
-        self, scheduler: Scheduler, kind: FrameType, alias: int, target: int, *, window: int, small: int
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, kind: FrameType, alias: int, target: int, *, window: int) -> None:
         self._scheduler = scheduler
         self._kind = int(kind)
         self._alias = alias
         self._target = target
-        self._small = small
         self._heads: deque[tuple[bytes, ...]] = deque()
         self._granted: deque[_Transfer] = deque()
         self._ungranted: dict[int, _Transfer] = {}
@@ -209,7 +231,7 @@ class Outbound:
             self._join()
         if count:
             transfer = _Transfer(seq, payload)
-            if total + len(envelope) <= self._small:
+            if total + len(envelope) <= SMALL_OBJECT:
                 self._granted.append(transfer)
                 self._join()
             else:
@@ -262,7 +284,7 @@ class Outbound:
             self.credit -= len(head) - HEADER_SIZE  # the window counts bodies
             done += len(head)
             out.append(head)
-        frame = self._scheduler.frame
+        frame = self._scheduler.chunk
         granted = self._granted
         while granted and self.credit > 0 and done < limit and len(out) < _MAX_BUFFERS:
             transfer = granted[0]

@@ -130,7 +130,7 @@ class Session:
                 f"backlog {hello.backlog}: too small to work with"
             )
         self.peer = hello
-        self._scheduler.frame = min(self._scheduler.frame, hello.frame)
+        self._scheduler.limit_frame(hello.frame)
         self.state = SessionState.OPEN if self._dialler else SessionState.ADMITTING
         self._admitted = self._dialler
         self._events.append(Greeted(hello))
