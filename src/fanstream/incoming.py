@@ -94,6 +94,7 @@ class IncomingStream:
         self._stream_ctx: StreamContext = {}
         self._fl_ctx: FLContext
         self._peer_props: dict[str, Any] = {}
+        self._shown = False  # whether the opener has this site's public props
         self._handling: Handling
         self._consumer: ObjectConsumer | None = None
         self._last_rc: str = ReturnCode.OK
@@ -290,6 +291,7 @@ class IncomingStream:
             jar = value.headers.get(ReservedHeaderKey.COOKIE_JAR)
             if jar is not None and reply.get_cookie_jar() is None:
                 reply.set_cookie_jar(jar)
+            self._show_props(reply)
             encoded = self._host.codec.encode(reply)
         except Exception as exc:  # noqa: BLE001 - the application's code may raise anything
             failure = exc if isinstance(exc, _SiteFailureError) else self._report(exc, "consume")
@@ -297,6 +299,15 @@ class IncomingStream:
         if not go_on:
             self._last_rc = reply.get_return_code()
         return bool(go_on), encoded, None
+
+    def _show_props(self, reply: Shareable) -> None:
+        """Send this site's public props with its first reply; what a reply brought along from elsewhere is not its."""
+        reply.headers.pop(ReservedHeaderKey.PEER_PROPS, None)
+        if not self._shown:
+            self._shown = True
+            props = {**self._host.settings.public_props, **self._fl_ctx.get_all_public_props()}
+            if props:
+                reply.headers[ReservedHeaderKey.PEER_PROPS] = props
 
     async def _end_early(self, seq: int, reply: Encoded, failure: _SiteFailureError | None) -> None:
         """End the stream at this site's own wish: the end runs first, then the reply leaves and carries it."""

@@ -24,7 +24,7 @@ from .protocol.core import LinkCore
 from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArrived
 from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, Standing
 from .protocol.legs import OpenerLeg
-from .shareable import ReturnCode, Shareable, make_reply
+from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import SiteResult, StreamResult, Timeout
 from .wakeup import Face, Wakeup
 
@@ -122,6 +122,7 @@ class OutgoingStream:
         self._stalls: dict[str, Deadline] = {}
         self._held: dict[int, list[tuple[OpenerLeg, int]]] = {}  # reply reservations, until their flight is judged
         self._released: dict[int, list[anyio.Event]] = {}
+        self._peer_props: dict[str, dict[str, Any]] = {name: {} for name in targets}
         self._stream_ctx = stream_ctx
         self.fl_ctx = fl_ctx
         self.signal = signal
@@ -251,7 +252,12 @@ class OutgoingStream:
         if self._ending or self._aborted:
             raise ClosedError(f"stream {self.stream_id} has ended")
         host = self._host
-        encoded = host.codec.encode(obj, copy=self._options.copy_objects)
+        brought = obj.headers.pop(ReservedHeaderKey.PEER_PROPS, None)  # by another site's reply: not this site's to send
+        try:
+            encoded = host.codec.encode(obj, copy=self._options.copy_objects)
+        finally:
+            if brought is not None:
+                obj.headers[ReservedHeaderKey.PEER_PROPS] = brought
         gathering = self._gathering
         flight = gathering.launch(len(encoded.envelope) + encoded.total)
         self.in_flight += 1
@@ -327,6 +333,10 @@ class OutgoingStream:
         reply: Shareable = event.value
         if isinstance(reply, UnknownTypeError):
             reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR, {"reason": str(reply)})
+        props = reply.headers.get(ReservedHeaderKey.PEER_PROPS)
+        if props is not None:  # they come with a site's first reply
+            self._peer_props[name] = props if type(props) is dict else {}
+        reply.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props[name]
         late = gathering.reply(name, seq, reply) is Arrived.LATE
         if self.keep_offers and not self._ending:
             self.offers.append(Offer(name, seq, reply, late))

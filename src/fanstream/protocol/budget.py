@@ -24,8 +24,8 @@ class Holder(Protocol):
 class Budget:
     """Reserves whole objects before their data is let in.
 
-    A holder that holds nothing may always reserve one object, alone and whatever its size: so every stream moves, and an
-    object larger than its share is still received. What does not fit waits, in order of arrival.
+    A holder that holds nothing may always reserve one object, alone and whatever its size: so every stream moves, and
+    an object larger than its share is still received. What does not fit waits, in order of arrival.
 
     Args:
         origin_limit: bytes for each origin site.

@@ -71,7 +71,7 @@ PAYLOAD_HEADER: Final = struct.Struct("<IBBHIQHHIIQQ")
 """Header and payload head in one: 48 bytes, then buffer sizes (u64 each) and the envelope."""
 
 SMALL_OBJECT: Final = 64 * 1024
-"""Bytes up to which an object, envelope and buffers together, needs no GRANT: a number of the protocol, for both ends."""
+"""Bytes up to which an object, envelope and buffers together, needs no GRANT: the same for every peer."""
 
 U64: Final = struct.Struct("<Q")
 U32: Final = struct.Struct("<I")
