@@ -40,7 +40,7 @@ def main() -> None:
             for sites in options.sites:
                 cells: dict[str, Callable[[], Run]] = {}
                 for name, team in teams.items():
-                    cells[name] = partial(team.run, team.fit(Work(SIZE, 500, window, sites), seconds))
+                    cells[name] = partial(team.run, team.fit(Work(SIZE, 100, window, sites), seconds))
                 runs = take_turns(options.rounds, cells)
                 for cell, found in runs.items():
                     row = {"window": window, "sites": sites, "peer": "raw" if cell == "raw" else "fanstream"}

@@ -184,10 +184,11 @@ class Team:
         return Run(work, seconds, cpu, {name: meter.peak() for name, meter in meters.items()})
 
     def fit(self, work: Work, seconds: float) -> Work:
-        """Warm up with *work*, and return as much of it as takes about *seconds*: at least the same, at most 32 x."""
+        """Warm up, and return the same work so many times over, or less of it, that it takes about *seconds*."""
         self.run(work)
-        factor = seconds / self.run(work).seconds
-        return replace(work, count=int(work.count * min(max(factor, 1), 32)))
+        while (run := self.run(work)).seconds < seconds / 4:
+            work = replace(work, count=work.count * 4)
+        return replace(work, count=max(1, int(work.count * seconds / run.seconds)))
 
 
 def take_turns(rounds: int, cells: Mapping[str, Callable[[], Run]]) -> dict[str, list[Run]]:

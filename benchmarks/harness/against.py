@@ -1,0 +1,132 @@
+"""fanstream, the raw socket and each peer in turn, doing the same work in the same minutes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+from ..peers import LOCK_STEP, PEERS, Work, installed
+from .figures import spread
+from .teams import Run, Team, cost, ratios, take_turns
+
+OWN: Final = ("raw", "fanstream")
+OTHERS: Final = tuple(peer for peer in PEERS if peer not in OWN)
+
+
+def add_peers(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses peers."""
+    parser.add_argument("--peers", nargs="*", choices=OTHERS, help="those that are installed, by default")
+
+
+def chosen_peers(options: argparse.Namespace) -> list[str]:
+    """The peers that were asked for, or are there.
+
+    Raises:
+        SystemExit: one that was asked for is not installed.
+    """
+    if options.peers is None:
+        return [peer for peer in OTHERS if installed(peer)]
+    for peer in options.peers:
+        if not installed(peer):
+            raise SystemExit(f"peer {peer} needs {' and '.join(PEERS[peer])}, which is not installed")
+    return list(options.peers)
+
+
+def distributions(peers: Sequence[str]) -> list[str]:
+    """The packages whose versions belong to the result."""
+    return sorted({name for peer in peers for name in PEERS[peer]})
+
+
+def compare(
+    peers: Sequence[str],
+    works: Sequence[Work],
+    figure: str,
+    *,
+    rounds: int,
+    seconds: float,
+    env: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure each peer in rounds of its own: the raw socket, fanstream, and the peer.
+
+    Args:
+        peers: names of peers beside the raw socket and fanstream, whose processes live throughout.
+        works: what is done; how often an object is sent is found out for each of them.
+        figure: the name of the property of a Run that is compared.
+        rounds: how often each is measured.
+        seconds: how long one run should take, about.
+        env: environment variables of all the processes.
+
+    Returns:
+        A row for each piece of work and peer, with the figure, its ratio to the raw socket's in the same round, and how
+        many times as much fanstream reached in the same round. A peer that failed has a row that says so.
+    """
+    most = max(work.sites for work in works)
+    rows: list[dict[str, Any]] = []
+    everyone: dict[tuple[int, str], list[Run]] = {}
+    fitted: dict[tuple[int, str], Work] = {}
+    with ExitStack() as stack:
+        own = {name: stack.enter_context(Team(name, most, env=env)) for name in OWN}
+
+        def measure(teams: Mapping[str, Team], index: int) -> dict[str, list[Run]]:
+            cells: dict[str, Callable[[], Run]] = {}
+            for name, team in teams.items():
+                if (index, name) not in fitted:
+                    # FLARE slows down with the number of objects; see its module.
+                    share = seconds / 3 if name in LOCK_STEP else seconds
+                    fitted[index, name] = team.fit(works[index], share)
+                cells[name] = partial(team.run, fitted[index, name])
+            runs = take_turns(rounds, cells)
+            for name in OWN:
+                everyone.setdefault((index, name), []).extend(runs[name])
+            return runs
+
+        if not peers:
+            for index in range(len(works)):
+                measure(own, index)
+        for peer in peers:
+            try:
+                with Team(peer, most, env=env) as team:
+                    for index, work in enumerate(works):
+                        if peer in LOCK_STEP and work.window > 1:
+                            work = replace(work, window=1)
+                            if work in works:
+                                continue
+                        runs = measure({**own, peer: team}, index)
+                        times = spread(ratios(runs["fanstream"], runs[peer], figure))
+                        rows.append(
+                            {
+                                **_row(peer, runs[peer], runs["raw"], figure),
+                                "window": work.window,
+                                "fanstream_times": times,
+                            }
+                        )
+            except (RuntimeError, OSError) as exc:
+                # One peer that cannot start, or stalls, must not cost the others theirs; the script says so at its end.
+                rows.append({"peer": peer, "failed": f"{type(exc).__name__}: {exc}"})
+    return [_row(name, found, everyone[index, "raw"], figure) for (index, name), found in everyone.items()] + rows
+
+
+def _row(peer: str, runs: Sequence[Run], raws: Sequence[Run], figure: str) -> dict[str, Any]:
+    return {
+        "peer": peer,
+        "sites": runs[0].work.sites,
+        "window": runs[0].work.window,
+        figure: spread(getattr(run, figure) for run in runs),
+        "of_raw": spread(ratios(runs, raws, figure)),
+        **cost(runs),
+    }
+
+
+def check(rows: Sequence[Mapping[str, Any]]) -> None:
+    """End the script with an error if a peer failed.
+
+    Raises:
+        SystemExit: one did.
+    """
+    failed = [f"{row['peer']}: {row['failed']}" for row in rows if "failed" in row]
+    if failed:
+        raise SystemExit("\n".join(failed))
