@@ -25,40 +25,53 @@ from fanstream import (
     StreamResult,
     make_reply,
 )
+from fanstream.testing import LinkControl, asyncio_backend, trio_backend
 
 _lab = count()
 _ASYNCIO = ("asyncio", {"use_uvloop": False})
-_TRIO: tuple[str, dict[str, Any]] = ("trio", {})
+_ASYNCIO_VIRTUAL = asyncio_backend()
+_TRIO_VIRTUAL = trio_backend()
 
 QUICK = EngineSettings(registration_grace=0.0)
 
-hubs = pytest.mark.parametrize(
-    ("anyio_backend", "transport"),
-    [
-        pytest.param(_ASYNCIO, "memory", id="asyncio-memory"),
-        pytest.param(_TRIO, "memory", id="trio-memory"),
+_PLACES = {
+    "local": [
+        pytest.param(_ASYNCIO_VIRTUAL, "local", id="asyncio-local"),
+        pytest.param(_TRIO_VIRTUAL, "local", id="trio-local"),
+    ],
+    "memory": [
+        pytest.param(_ASYNCIO_VIRTUAL, "memory", id="asyncio-memory"),
+        pytest.param(_TRIO_VIRTUAL, "memory", id="trio-memory"),
+    ],
+    "sockets": [
         pytest.param(_ASYNCIO, "tcp", id="asyncio-tcp"),
         pytest.param(_ASYNCIO, "unix", id="asyncio-unix"),
     ],
-    indirect=["anyio_backend"],
-    scope="module",
-)
-"""Every transport where sites dial in to a hub, on the backends that it runs on."""
+}
 
-everywhere = pytest.mark.parametrize(
-    ("anyio_backend", "transport"),
-    [
-        pytest.param(_ASYNCIO, "local", id="asyncio-local"),
-        pytest.param(_TRIO, "local", id="trio-local"),
-        pytest.param(_ASYNCIO, "memory", id="asyncio-memory"),
-        pytest.param(_TRIO, "memory", id="trio-memory"),
-        pytest.param(_ASYNCIO, "tcp", id="asyncio-tcp"),
-        pytest.param(_ASYNCIO, "unix", id="asyncio-unix"),
-    ],
-    indirect=["anyio_backend"],
-    scope="module",
-)
-"""The same, and engines of one event loop that have no address."""
+
+def _on(*kinds: str) -> pytest.MarkDecorator:
+    places = [place for kind in kinds for place in _PLACES[kind]]
+    return pytest.mark.parametrize(("anyio_backend", "transport"), places, indirect=["anyio_backend"], scope="module")
+
+
+everywhere = _on("local", "memory", "sockets")
+"""Every transport, on the backends that it runs on; within the process, time is virtual."""
+hubs = _on("memory", "sockets")
+"""The same without engines that have no address: sites dial in to a hub."""
+within_the_process = _on("local", "memory")
+"""Where time is virtual."""
+over_sockets = _on("sockets")
+"""Where time is real."""
+
+
+def delayed(seconds: float) -> Callable[[LinkControl], None]:
+    """Say what a ``FaultyNetwork`` is to do with each link: let bytes be under way for *seconds*, either way."""
+
+    def delay(link: LinkControl) -> None:
+        link.up.delay = link.down.delay = seconds
+
+    return delay
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from fanstream import (
@@ -21,12 +22,27 @@ from fanstream import (
     StreamResult,
     make_reply,
 )
-from tests.federation import Blocked, Keeper, Numbers, everywhere, federation, hubs, until
+from fanstream.producing import ProducerRun
+from fanstream.testing import FaultyNetwork
+from tests.federation import (
+    Blocked,
+    Federation,
+    Keeper,
+    Numbers,
+    delayed,
+    everywhere,
+    federation,
+    hubs,
+    over_sockets,
+    until,
+    within_the_process,
+)
 
 pytestmark = pytest.mark.anyio
 
-PROMISED = 0.1  # seconds, plus a round trip
-SLACK = 0.3  # for a busy machine
+PROMISED = 0.1  # seconds, beside the time under way
+DELAY = 0.04  # seconds each way, on links within the process
+SLACK = 0.1  # for a busy machine, where the clock is real
 
 
 class BlockedLater(Blocked):
@@ -53,51 +69,87 @@ def blocking_keeper() -> Keeper:
     return keeper
 
 
-@everywhere
-@pytest.mark.parametrize("how", ["run signal", "from a thread", "engine's signal", "cancellation"])
-async def test_blocked_producers_and_consumers_are_cancelled_in_time(transport: str, how: str) -> None:
-    async with federation(transport, 2) as fed:
-        keepers = [blocking_keeper().register(site) for site in fed.sites.values()]
-        producer = BlockedLater()
-        fl_ctx = fed.server.new_context()
-        results: list[StreamResult] = []
-        scope = anyio.CancelScope()
+class Aborting:
+    """Two blocked sites and a blocked producer, aborted in one of several ways; and when each heard of it."""
+
+    def __init__(self, fed: Federation, how: str) -> None:
+        self.fed = fed
+        self.how = how
+        self.keepers = [blocking_keeper().register(site) for site in fed.sites.values()]
+        self.producer = BlockedLater()
+        self.fl_ctx = fed.server.new_context()
+        self.results: list[StreamResult] = []
+        self.scope = anyio.CancelScope()
+        self.opener_took = 0.0
+        self.sites_took: list[float] = []
+
+    async def run(self) -> None:
         ended_at = 0.0
 
         async def stream() -> None:
             nonlocal ended_at
-            with scope:
-                results.append(await fed.stream(producer, fl_ctx=fl_ctx, options=StreamOptions(window=2)))
+            with self.scope:
+                options = StreamOptions(window=2)
+                self.results.append(await self.fed.stream(self.producer, fl_ctx=self.fl_ctx, options=options))
             ended_at = anyio.current_time()
 
         async with anyio.create_task_group() as tg:
             tg.start_soon(stream)
-            await producer.started.wait()
-            for keeper in keepers:
+            await self.producer.started.wait()
+            for keeper in self.keepers:
                 await keeper.blocked.wait()
             asked = anyio.current_time()
-            if how == "cancellation":
-                scope.cancel()
-            elif how == "from a thread":
-                threading.Thread(target=fl_ctx.get_run_abort_signal().trigger, args=("enough",)).start()
-            elif how == "run signal":
-                fl_ctx.get_run_abort_signal().trigger("enough")
-            else:
-                fed.server.run_abort_signal.trigger("enough")
-        await until(lambda: all(keeper.rcs for keeper in keepers))
-        assert producer.cancelled
-        assert ended_at - asked < PROMISED + SLACK
-        for keeper in keepers:
-            assert keeper.ended_at is not None
-            assert keeper.ended_at - asked < PROMISED + SLACK
+            await self._abort()
+        await until(lambda: all(keeper.rcs for keeper in self.keepers))
+        self.opener_took = ended_at - asked
+        self.sites_took = [keeper.ended_at - asked for keeper in self.keepers if keeper.ended_at is not None]
+
+    async def _abort(self) -> None:
+        if self.how == "cancellation":
+            self.scope.cancel()
+        elif self.how == "from a thread":
+            await anyio.to_thread.run_sync(self.fl_ctx.get_run_abort_signal().trigger, "enough")
+        elif self.how == "run signal":
+            self.fl_ctx.get_run_abort_signal().trigger("enough")
+        else:
+            self.fed.server.run_abort_signal.trigger("enough")
+
+    def check(self) -> None:
+        assert self.producer.cancelled
+        for keeper in self.keepers:
             assert keeper.log == ["get_consumer", "consume", "consumed", "finalize", "done_cb", "return_consumer"]
             assert keeper.rcs == ["TASK_ABORTED"]
-        if how == "cancellation":
-            assert scope.cancelled_caught
-            assert results == []
+        if self.how == "cancellation":
+            assert self.scope.cancelled_caught
+            assert self.results == []
         else:
-            assert (results[0].rc, results[0].value, results[0].complete) == ("TASK_ABORTED", None, False)
-            assert results[0].outcomes == {"aborted": 2}
+            (result,) = self.results
+            assert (result.rc, result.value, result.complete) == ("TASK_ABORTED", None, False)
+            assert result.outcomes == {"aborted": 2}
+
+
+@within_the_process
+@pytest.mark.parametrize("how", ["run signal", "from a thread", "engine's signal", "cancellation"])
+async def test_blocked_producers_and_consumers_are_cancelled_when_the_abort_arrives(transport: str, how: str) -> None:
+    with FaultyNetwork(delayed(DELAY)):
+        async with federation(transport, 2) as fed:
+            aborting = Aborting(fed, how)
+            await aborting.run()
+            aborting.check()
+            # The clock stands still but for the way: nothing was waited for. A thread is waited for in real time.
+            spare = PROMISED if how == "from a thread" else 1e-6
+            assert aborting.sites_took == [pytest.approx(DELAY, abs=spare)] * 2
+            assert aborting.opener_took == pytest.approx(2 * DELAY, abs=spare)
+
+
+@over_sockets
+@pytest.mark.parametrize("how", ["run signal", "from a thread", "engine's signal", "cancellation"])
+async def test_blocked_producers_and_consumers_are_cancelled_in_time(transport: str, how: str) -> None:
+    async with federation(transport, 2) as fed:
+        aborting = Aborting(fed, how)
+        await aborting.run()
+        aborting.check()
+        assert max(aborting.opener_took, *aborting.sites_took) < PROMISED + SLACK
 
 
 @everywhere
@@ -238,14 +290,37 @@ async def test_a_synchronous_consumer_polls_the_signal_and_is_never_abandoned(tr
         assert log == ["returned", "finalize TASK_ABORTED"]
 
 
-class CancelAt:
-    """Awaits a coroutine, and cancels a scope when it suspends for the n-th time."""
+class Strike:
+    """Cancels a scope when what it watches suspends for the n-th time.
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], n: int, scope: anyio.CancelScope) -> None:
-        self._coroutine = coroutine
+    Attributes:
+        suspended: how often that has suspended.
+        struck_at: when the scope was cancelled; None before.
+    """
+
+    def __init__(self, n: int, scope: anyio.CancelScope) -> None:
         self._n = n
         self._scope = scope
         self.suspended = 0
+        self.struck_at: float | None = None
+
+    def watch(self, coroutine: Coroutine[Any, Any, Any]) -> Watched:
+        """Await *coroutine*, and count."""
+        return Watched(self, coroutine)
+
+    def suspend(self) -> None:
+        self.suspended += 1
+        if self.suspended == self._n:
+            self.struck_at = anyio.current_time()
+            self._scope.cancel()
+
+
+class Watched:
+    """Awaits a coroutine, step by step, and tells of each suspension."""
+
+    def __init__(self, strike: Strike, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._strike = strike
+        self._coroutine = coroutine
 
     def __await__(self) -> Generator[Any, Any, Any]:
         step: Any = self._coroutine.send
@@ -255,9 +330,7 @@ class CancelAt:
                 asked = step(given)
             except StopIteration as done:
                 return done.value
-            self.suspended += 1
-            if self.suspended == self._n:
-                self._scope.cancel()
+            self._strike.suspend()
             try:
                 given = yield asked
                 step = self._coroutine.send
@@ -265,41 +338,87 @@ class CancelAt:
                 step, given = self._coroutine.throw, exc
 
 
+class Pausing(Numbers):
+    """Suspends in each of its methods, and ends its stream at the second object if it is told to."""
+
+    def __init__(self, ending: str) -> None:
+        super().__init__(3, judge=lambda seq, replies: self._end())
+        self._ending = ending
+
+    async def _end(self) -> Any:
+        await anyio.lowlevel.checkpoint()
+        if len(self.replies) == 2:
+            if self._ending == "error":
+                raise LookupError
+            if self._ending == "withdraw":
+                return "enough"
+        return None
+
+    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Any]:
+        await anyio.lowlevel.checkpoint()
+        return await super().produce(stream_ctx, fl_ctx)
+
+
+async def cancel_everywhere(fed: Federation, ending: str, stream: Callable[[Strike], Awaitable[Any]]) -> None:
+    """Have *stream* struck at each of its suspensions in turn; nothing may be left after any of them."""
+    keepers = [Keeper().register(site) for site in fed.sites.values()]
+    await fed.stream(Numbers(0))  # engines without an address dial at their first stream: test_links.py cancels that
+    caught = 0
+    for n in range(1, 400):
+        with anyio.CancelScope() as scope:
+            strike = Strike(n, scope)
+            try:
+                await stream(strike)
+            except LookupError:
+                assert ending == "error"
+        if strike.struck_at is not None:
+            assert anyio.current_time() - strike.struck_at < PROMISED + SLACK, f"at suspension {n}"
+        caught += scope.cancelled_caught
+        await fed.settle()
+        for keeper in keepers:
+            ends = [keeper.log.count(step) for step in ("get_consumer", "finalize", "done_cb", "return_consumer")]
+            assert len(set(ends)) == 1, f"at suspension {n}: {keeper.log}"
+            assert keeper.log.count("consume") == keeper.log.count("consumed")
+        if strike.struck_at is None:
+            break
+    else:
+        pytest.fail("the stream never came to its end")
+    assert caught >= 1
+    keepers[0].seen.clear()
+    assert (await fed.stream(Numbers(2))).complete, "and the engines still work"
+    assert keepers[0].seen == [0, 1]
+
+
 @everywhere
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("ending", ["drain", "withdraw", "error"])
 async def test_cancelled_at_every_suspension_point_nothing_is_left(transport: str, window: int, ending: str) -> None:
     async with federation(transport, 2, seconds=50) as fed:
-        keepers = [Keeper().register(site) for site in fed.sites.values()]
-        struck = 0
-        for n in range(1, 200):
 
-            def judge(seq: int, replies: dict[str, Shareable]) -> Any:
-                if seq == 1 and ending == "error":
-                    raise LookupError
-                return "enough" if seq == 1 and ending == "withdraw" else None
+        async def stream(strike: Strike) -> None:
+            await strike.watch(fed.stream(Pausing(ending), options=StreamOptions(window=window)))
 
-            with anyio.CancelScope() as scope:
-                coroutine = fed.stream(Numbers(3, judge=judge), options=StreamOptions(window=window))
-                run = CancelAt(coroutine, n, scope)
-                try:
-                    await run
-                except LookupError:
-                    assert ending == "error"
-            struck += scope.cancelled_caught
-            await fed.settle()
-            for keeper in keepers:
-                ends = [keeper.log.count(step) for step in ("get_consumer", "finalize", "done_cb", "return_consumer")]
-                assert len(set(ends)) == 1, f"at suspension {n}: {keeper.log}"
-                assert keeper.log.count("consume") == keeper.log.count("consumed")
-            if run.suspended < n:
-                break
-        else:
-            pytest.fail("the stream never came to its end")
-        assert struck >= 1
-        keepers[0].seen.clear()
-        assert (await fed.stream(Numbers(2))).complete, "and the engines still work"
-        assert keepers[0].seen == [0, 1]
+        await cancel_everywhere(fed, ending, stream)
+
+
+@everywhere
+@pytest.mark.parametrize("task", ["_produce_one", "_judge_one"])
+@pytest.mark.parametrize("ending", ["drain", "withdraw", "error"])
+async def test_cancelled_at_every_suspension_of_either_task_nothing_is_left(
+    transport: str, task: str, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Callable[[ProducerRun], Coroutine[Any, Any, bool]] = getattr(ProducerRun, task)
+    async with federation(transport, 2, seconds=50) as fed:
+
+        async def stream(strike: Strike) -> None:
+            async def watched(run: ProducerRun) -> bool:
+                return await strike.watch(original(run))  # type: ignore[no-any-return]
+
+            with monkeypatch.context() as patch:
+                patch.setattr(ProducerRun, task, watched)
+                await fed.stream(Pausing(ending), options=StreamOptions(window=2))
+
+        await cancel_everywhere(fed, ending, stream)
 
 
 @hubs
@@ -310,11 +429,13 @@ async def test_cancelled_through_a_hub_nothing_is_left(transport: str) -> None:
             Keeper().register(fed.sites[name])
         for n in range(1, 200):
             with anyio.CancelScope() as scope:
-                run = CancelAt(fed.stream(Numbers(2), ["site-2", "site-3"], opener=site), n, scope)
-                await run
+                strike = Strike(n, scope)
+                await strike.watch(fed.stream(Numbers(2), ["site-2", "site-3"], opener=site))
             await fed.settle()
-            if run.suspended < n:
+            if strike.struck_at is None:
                 break
+        else:
+            pytest.fail("the stream never came to its end")
 
 
 @everywhere

@@ -18,11 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
+_PACE: Final = 0.01  # seconds until it is looked again whether a thread is still at work; it may just have reported
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
@@ -104,7 +105,7 @@ class _JumpingSelector(selectors.BaseSelector):
             return self._real.select(timeout)
         if self._loop.held:
             began = time.monotonic()
-            ready = self._real.select(timeout)
+            ready = self._real.select(min(timeout, _PACE))
             self._loop.advance(min(timeout, time.monotonic() - began))
             return ready
         ready = self._real.select(0)
