@@ -133,14 +133,12 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def bench(session: nox.Session) -> None:
-    """Measure; `-- --quick` takes seconds, `-- fan_out --sites 64` runs one script with its own options."""
+    """Measure all and write benchmarks/results; `-- --quick` takes seconds, `-- fan_out --sites 64` runs one script."""
     scripts = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
-    options = list(session.posargs)
-    chosen = []
-    while options and options[0] in scripts:
-        chosen.append(options.pop(0))
-    if options and not options[0].startswith("-"):
-        session.error(f"no benchmark is named {options[0]!r}; there are: {', '.join(scripts) or 'none'}")
-    session.install(".", *group("bench"))
-    for script in chosen or scripts:
-        session.run("python", "-m", f"benchmarks.{script}", *options)
+    script, *options = session.posargs or ["report"]
+    if script.startswith("-"):
+        script, options = "report", session.posargs
+    if script not in scripts:
+        session.error(f"no benchmark is named {script!r}; there are: {', '.join(scripts)}")
+    session.install(".", *group("bench"), *group("peers"))
+    session.run("python", "-m", f"benchmarks.{script}", *options)

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.plots import plot
+from benchmarks.report import SUITE
+
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="CPU time and memory are read from /proc"),
     pytest.mark.timeout(120),
@@ -38,6 +41,31 @@ def figures(value: Any) -> list[dict[str, float]]:
             return [value]
         value = list(value.values())
     return [found for item in value for found in figures(item)] if isinstance(value, list) else []
+
+
+def test_the_report_runs_every_script() -> None:
+    assert {command[0] for command in SUITE} == set(SCRIPTS)
+
+
+def test_a_report_has_a_table_of_what_was_measured(tmp_path: Path) -> None:
+    run("report", "start_up", "--quick", "--output", str(tmp_path), "--machine", "here")
+    (file,) = tmp_path.glob("*-here.json")
+    (line,) = json.loads(file.read_text())["results"]
+    table = file.with_suffix(".md").read_text().splitlines()
+    assert [row["import"] for row in line["rows"]] == [
+        text.split(" | ")[0].removeprefix("| ") for text in table if text.startswith("| ")
+    ][2:]
+
+
+def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    spread = {"median": 2.0, "min": 1.0, "max": 4.0}
+    rows = [{"sites": sites, "window": 1, "us_per_object_and_site": spread} for sites in (8, 1000)]
+    for name in ("one.svg", "two.svg"):
+        plot("sites", {"rows": rows}, tmp_path / name)
+    text = (tmp_path / "one.svg").read_text()
+    assert text == (tmp_path / "two.svg").read_text()
+    assert "window 1" in text
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

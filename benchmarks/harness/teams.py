@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import IO, Any, Final, Self
@@ -73,7 +73,8 @@ class Worker:
 
     def close(self) -> None:
         """End the process, by force where closing its input does not."""
-        self._pipe(self._process.stdin).close()
+        with suppress(BrokenPipeError):  # it has ended already, and what was last said to it was never read
+            self._pipe(self._process.stdin).close()
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
