@@ -157,14 +157,17 @@ class FunctionConsumer(ObjectConsumer):
 
     def __init__(self, function: Callable[..., Any], limiter: anyio.CapacityLimiter) -> None:
         self._function = function
-        self._limiter = limiter
+        self._limiter = None if is_async(function) else limiter
 
     async def consume(
         self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
-    ) -> tuple[bool, Shareable]:
-        result = await call(self._function, shareable, stream_ctx, fl_ctx, limiter=self._limiter)
+    ) -> tuple[bool, Shareable | None]:
+        if self._limiter is None:
+            result = await self._function(shareable, stream_ctx, fl_ctx)
+        else:
+            result = await call(self._function, shareable, stream_ctx, fl_ctx, limiter=self._limiter)
         if result is None:
-            return True, make_reply(ReturnCode.OK)
+            return True, None
         if isinstance(result, tuple):
             return cast("tuple[bool, Shareable]", result)
         return True, cast("Shareable", result)

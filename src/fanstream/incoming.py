@@ -27,6 +27,7 @@ from .wakeup import Face
 
 _log = logging.getLogger(__name__)
 
+_JAR: Final = ReservedHeaderKey.COOKIE_JAR
 _UNWAITED: Final = 256  # objects consumed in a row without waiting, after which the loop gets its turn
 
 
@@ -94,6 +95,7 @@ class IncomingStream:
         self._stream_ctx: StreamContext = {}
         self._fl_ctx: FLContext
         self._peer_props: dict[str, Any] = {}
+        self._plain_ok: Encoded | None = None  # what None as a reply means, once the first reply has shown the props
         self._shown = False  # whether the opener has this site's public props
         self._handling: Handling
         self._consumer: ObjectConsumer | None = None
@@ -114,7 +116,8 @@ class IncomingStream:
             self._queue.append(event)
             if event.final:
                 self._final = event.seq + 1
-            self._last_arrival = self._host.face.time()
+            if self._idle is not None:
+                self._last_arrival = self._host.face.time()
         elif type(event) is EndAnnounced:
             self._final = event.count
             if event.withdraw:
@@ -241,7 +244,7 @@ class IncomingStream:
             if unwaited > _UNWAITED:
                 unwaited = 0
                 await anyio.lowlevel.checkpoint()
-            arrived = await self._next()
+            arrived = self._queue.popleft() if self._queue else await self._next()
         return False
 
     async def _get_consumer(self, arrived: ObjectArrived) -> ObjectConsumer:
@@ -270,6 +273,7 @@ class IncomingStream:
             Whether to go on, the encoded reply, and what went wrong if something did.
         """
         value = arrived.value
+        callback = self._handling.consumed_cb
         try:
             if isinstance(value, UnknownTypeError):
                 raise _SiteFailureError(ReturnCode.BAD_REQUEST_DATA, str(value)) from value
@@ -278,21 +282,25 @@ class IncomingStream:
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(f"consume returned {type(result).__name__}, expected a tuple (go on, reply)")
             go_on, reply = result
+            headers = value.headers
             if reply is None:
+                if self._plain_ok is not None and callback is None and _JAR not in headers:
+                    return bool(go_on), self._plain_ok, None
                 reply = make_reply(ReturnCode.OK)
             elif not isinstance(reply, Shareable):
                 raise TypeError(f"consume returned a reply of type {type(reply).__name__}, expected Shareable")
-            callback = self._handling.consumed_cb
             if callback is not None:
                 await call(
                     callback, (go_on, reply), self._stream_ctx, self._fl_ctx, limiter=self._limiter,
                     **self._handling.cb_kwargs,
                 )  # fmt: skip
-            jar = value.headers.get(ReservedHeaderKey.COOKIE_JAR)
+            jar = headers.get(_JAR)
             if jar is not None and reply.get_cookie_jar() is None:
                 reply.set_cookie_jar(jar)
             self._show_props(reply)
             encoded = self._host.codec.encode(reply)
+            if self._plain_ok is None:
+                self._plain_ok = self._host.codec.encode(make_reply(ReturnCode.OK))
         except Exception as exc:  # noqa: BLE001 - the application's code may raise anything
             failure = exc if isinstance(exc, _SiteFailureError) else self._report(exc, "consume")
             return False, self._host.codec.encode(make_reply(failure.rc, {"reason": failure.reason})), failure

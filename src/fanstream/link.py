@@ -10,7 +10,7 @@ from .deadlines import Deadline, Deadlines
 from .errors import BrokenError, RemoteProtocolError
 from .protocol.bodies import Hello
 from .protocol.core import LinkCore, Surroundings
-from .protocol.events import Departed, Event, Greeted, Opened, PresenceChanged, Silent
+from .protocol.events import Departed, Event, Greeted, Opened, PresenceChanged, Silent, StreamEvent
 from .transports.base import Wire
 from .wakeup import Face
 
@@ -123,12 +123,12 @@ class Link:
 
     def _deliver(self, events: list[Event]) -> None:
         for event in events:
-            leg = getattr(event, "leg", None)
-            if leg is not None:
-                if type(event) is Opened:
-                    self._host.opened(event)
-                elif leg.owner is not None:
-                    leg.owner.handle(event)
+            if isinstance(event, StreamEvent):
+                owner = event.leg.owner
+                if owner is not None:
+                    owner.handle(event)
+            elif type(event) is Opened:
+                self._host.opened(event)
             elif type(event) is Greeted:
                 self._set_timer()  # heartbeats begin
                 self._host.greeted(self, event.hello)

@@ -120,9 +120,11 @@ class OutgoingStream:
         self._aborted = False
         self._rc_of_abort: str | None = None
         self._stalls: dict[str, Deadline] = {}
+        self._due = math.inf  # when the first object's deadline comes; one entry of the engine's heap for all of them
+        self._timer: Deadline | None = None
         self._held: dict[int, list[tuple[OpenerLeg, int]]] = {}  # reply reservations, until their flight is judged
         self._released: dict[int, list[anyio.Event]] = {}
-        self._peer_props: dict[str, dict[str, Any]] = {name: {} for name in targets}
+        self._peer_props: dict[str, dict[str, Any]] = {}  # of the sites that have any
         self._stream_ctx = stream_ctx
         self.fl_ctx = fl_ctx
         self.signal = signal
@@ -214,6 +216,17 @@ class OutgoingStream:
                 self._watch_stalls()
             await self._room.wait()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another object may be produced now; when not, ``room`` waits for it."""
+        gathering = self._gathering
+        return (
+            self.in_flight < self._options.window
+            and not gathering.at_limit
+            and bool(gathering.active)
+            and not self._aborted
+        )
+
     async def stand_aborted(self) -> None:
         """End here, where the abort's cancellation is due, if the stream was aborted while nobody awaited anything."""
         if self._aborted:
@@ -263,14 +276,32 @@ class OutgoingStream:
         self.in_flight += 1
         seq = flight.seq
         if flight.waiting:
-            flight.timer = host.deadlines.at(host.face.time() + timeout, partial(self._expire, flight))
+            flight.due = host.face.time() + timeout
+            if flight.due < self._due:
+                self._set_timer(flight.due)
             milliseconds = max(1, int(timeout * 1000))
             for name in gathering.active:
                 self._legs[name].send(seq, encoded, milliseconds, final=final)
         return flight
 
-    def _expire(self, flight: Flight, now: float) -> None:
-        flight.timer = None
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._host.deadlines.cancel(self._timer)
+            self._timer = None
+        self._due = when
+        if when < math.inf:
+            self._timer = self._host.deadlines.at(when, self._expire_due)
+
+    def _expire_due(self, now: float) -> None:
+        """Expire what is due, and look when the next will be; most objects were answered long before."""
+        self._timer = None
+        for flight in list(self._gathering.flights.values()):
+            if flight.waiting and flight.due <= now:
+                self._expire(flight)
+        waiting = [flight.due for flight in self._gathering.flights.values() if flight.waiting]
+        self._set_timer(min(waiting, default=math.inf))
+
+    def _expire(self, flight: Flight) -> None:
         policy = self._options.straggler
         for site in self._gathering.expire(flight):
             if isinstance(policy, Drop) and site.misses >= policy.n and site.name in self._gathering.active:
@@ -289,10 +320,7 @@ class OutgoingStream:
         self._room.set()
 
     def _after(self, flight: Flight) -> None:
-        """Do what follows once a flight's sites have all settled or answered."""
-        if not flight.waiting and flight.timer is not None:
-            self._host.deadlines.cancel(flight.timer)
-            flight.timer = None
+        """Do what follows once a flight's sites have all answered, or are gone."""
         if flight.unanswered == 0 and self._released:
             for event in self._released.pop(flight.seq, ()):
                 event.set()
@@ -336,7 +364,8 @@ class OutgoingStream:
         props = reply.headers.get(ReservedHeaderKey.PEER_PROPS)
         if props is not None:  # they come with a site's first reply
             self._peer_props[name] = props if type(props) is dict else {}
-        reply.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props[name]
+        if self._peer_props:
+            reply.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props.get(name, {})
         late = gathering.reply(name, seq, reply) is Arrived.LATE
         if self.keep_offers and not self._ending:
             self.offers.append(Offer(name, seq, reply, late))
@@ -463,6 +492,7 @@ class OutgoingStream:
         for stall in self._stalls.values():
             self._host.deadlines.cancel(stall)
         self._stalls.clear()
+        self._set_timer(math.inf)
         for flight in self._gathering.flights.values():
             self._after(flight)
         for events in self._released.values():

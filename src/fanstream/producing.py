@@ -89,7 +89,7 @@ class ProducerRun:
     async def _produce_one(self) -> bool:
         """Produce and send one object; False when there is none, or nobody wants it."""
         stream = self._stream
-        if not await stream.room():
+        if not stream.has_room and not await stream.room():
             return False
         produced = await self._producer.produce(self._stream_ctx, self._fl_ctx)
         if not isinstance(produced, tuple) or len(produced) != 2:
@@ -101,7 +101,8 @@ class ProducerRun:
             return False
         if not isinstance(obj, Shareable):
             raise TypeError(f"produce returned an object of type {type(obj).__name__}, expected Shareable or None")
-        await stream.stand_aborted()
+        if stream.aborted:
+            await stream.stand_aborted()
         stream.dispatch(obj, check_timeout(timeout, "timeout of produce"))
         return True
 

@@ -66,11 +66,11 @@ class ObjectConsumer(ABC):
     @abstractmethod
     async def consume(
         self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
-    ) -> tuple[bool, Shareable]:
+    ) -> tuple[bool, Shareable | None]:
         """Take one object; called in order, one at a time.
 
         Returns:
-            Whether this site wants more of the stream, and the reply.
+            Whether this site wants more of the stream, and the reply; None for OK.
         """
 
     async def finalize(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:

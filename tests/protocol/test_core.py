@@ -676,7 +676,7 @@ def test_a_sender_that_overruns_the_hubs_window_is_refused() -> None:
 def test_a_frame_that_no_hub_forwards_is_refused() -> None:
     hub = Hub()
     sender, _ = hub.stream()
-    with pytest.raises(RemoteProtocolError, match="type 16 on a forwarded stream"):
+    with pytest.raises(RemoteProtocolError, match="type 16 for a forwarded stream"):
         hub.near.feed(pack(FrameType.OPEN, sender.alias))
 
 

@@ -201,6 +201,32 @@ class Codec:
         except _REFUSALS as exc:
             _refuse(exc, "decoded", name)
 
+    def decode(self, envelope: bytes | memoryview) -> Shareable:
+        """Decode an object that has no buffers.
+
+        Args:
+            envelope: as in :class:`Encoded`; nothing of it is kept.
+
+        Raises:
+            UnknownTypeError, CodecError: as in :meth:`begin`.
+        """
+        raw = bytes(envelope)
+        size = len(raw)
+        if size <= self._uncounted and size > 1 and raw[1] == tags.FLAT:
+            try:
+                parts = _decode_flat(raw)
+                _, headers, data = parts
+                if not _flat_types(map(type, data.values())) or (
+                    headers and not _flat_types(map(type, headers.values()))
+                ):
+                    raise Fault(_NOT_FLAT)
+                if _encode(parts) != raw:
+                    raise Fault(_NOT_SHORTEST)
+                return make_shareable(headers, data)
+            except _REFUSALS as exc:
+                _refuse(exc, "decoded")
+        return self.begin(raw, ()).finish()
+
     def begin(self, envelope: bytes | memoryview, sizes: Sequence[int]) -> Decoding:
         """Check what was announced, and allocate the memory that it is to be received into.
 
@@ -212,24 +238,6 @@ class Codec:
             UnknownTypeError: the object holds a value of a type that is not in the registry here.
             CodecError: the envelope violates the format or a limit, or does not fit the sizes. Nothing was allocated.
         """
-        size = len(envelope)
-        if not sizes and size <= self._uncounted:
-            raw = bytes(envelope)
-            if not size:
-                return Decoding((), make_shareable({}, {}))
-            if size > 1 and raw[1] == tags.FLAT:
-                try:
-                    parts = _decode_flat(raw)
-                    _, headers, data = parts
-                    if not _flat_types(map(type, data.values())) or (
-                        headers and not _flat_types(map(type, headers.values()))
-                    ):
-                        raise Fault(_NOT_FLAT)
-                    if _encode(parts) != raw:
-                        raise Fault(_NOT_SHORTEST)
-                    return Decoding((), make_shareable(headers, data))
-                except _REFUSALS as exc:
-                    _refuse(exc, "decoded")
         try:
             return self._begin_tree(envelope, sizes)
         except _REFUSALS as exc:

@@ -259,9 +259,9 @@ def make_shareable(headers: dict[str, Any], data: dict[Any, Any]) -> Shareable:
     """
     if _HEADERS in data:
         raise Fault("malformed envelope: headers among the data")
-    value = Shareable.__new__(Shareable)  # its constructor copies, and looks for headers that cannot be there
+    value = Shareable.__new__(Shareable)  # its constructor looks for headers that cannot be there
     value[_HEADERS] = headers
-    value |= data
+    value.update(data)
     return value
 
 

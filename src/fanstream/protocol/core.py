@@ -248,11 +248,12 @@ class LinkCore:
         """Take one whole frame."""
         leg = self.legs.get(alias)
         if leg is not None:
-            if kind not in _KNOWN or kind < _LINK_TYPES:
-                self._unknown(kind, flags)
+            handler = leg.handlers.get(kind)
+            if handler is None:
+                self._unexpected(leg, kind, flags)
                 return
             try:
-                leg.frame(kind, flags, seq, body)
+                handler(leg, flags, seq, body)
             except RemoteProtocolError as exc:
                 self._blame(leg, exc)
         elif kind < _LINK_TYPES and kind in _KNOWN:
@@ -267,6 +268,13 @@ class LinkCore:
             self._on_open(alias, target, body)
         else:
             self._check_stale(alias)
+
+    def _unexpected(self, leg: AnyLeg, kind: int, flags: int) -> None:
+        """Take a frame of a stream that its leg has no handler for."""
+        if kind not in _KNOWN or kind < _LINK_TYPES:
+            self._unknown(kind, flags)
+        else:
+            self._blame(leg, RemoteProtocolError(f"frame of type {kind} for {leg!r}"))
 
     def _unknown(self, kind: int, flags: int) -> None:
         if flags & Flag.CRITICAL or not self.session.accepts_streams or kind in _KNOWN:

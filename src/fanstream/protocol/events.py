@@ -15,7 +15,8 @@ class Event:
     __slots__: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
+        names = [name for kind in type(self).__mro__ for name in getattr(kind, "__slots__", ())]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and repr(self) == repr(other)
@@ -70,10 +71,18 @@ class Opened(Event):
         self.body = body
 
 
-class ObjectArrived(Event):
+class StreamEvent(Event):
+    """One thing that happened to one stream; ``leg.owner`` is to hear of it."""
+
+    __slots__ = ("leg",)
+
+    leg: Any
+
+
+class ObjectArrived(StreamEvent):
     """The next object of an incoming stream is whole; ``value`` is it, or the UnknownTypeError that it met."""
 
-    __slots__ = ("final", "leg", "seq", "size", "value")
+    __slots__ = ("final", "seq", "size", "value")
 
     def __init__(self, leg: ReceiverLeg, seq: int, value: Any, size: int, final: bool) -> None:
         self.leg = leg
@@ -83,10 +92,10 @@ class ObjectArrived(Event):
         self.final = final
 
 
-class EndAnnounced(Event):
+class EndAnnounced(StreamEvent):
     """The opener ends the stream after ``count`` objects; ``withdraw`` takes back those not yet consumed."""
 
-    __slots__ = ("count", "leg", "withdraw")
+    __slots__ = ("count", "withdraw")
 
     def __init__(self, leg: ReceiverLeg, count: int, withdraw: bool) -> None:
         self.leg = leg
@@ -94,10 +103,10 @@ class EndAnnounced(Event):
         self.withdraw = withdraw
 
 
-class Aborted(Event):
+class Aborted(StreamEvent):
     """The opener aborted the stream."""
 
-    __slots__ = ("leg", "rc", "reason", "who")
+    __slots__ = ("rc", "reason", "who")
 
     def __init__(self, leg: ReceiverLeg, rc: str, who: str, reason: str) -> None:
         self.leg = leg
@@ -106,10 +115,10 @@ class Aborted(Event):
         self.reason = reason
 
 
-class ReplyArrived(Event):
+class ReplyArrived(StreamEvent):
     """A site's reply to one object is whole; ``value`` is it, or the UnknownTypeError that it met."""
 
-    __slots__ = ("final", "leg", "seq", "size", "value")
+    __slots__ = ("final", "seq", "size", "value")
 
     def __init__(self, leg: OpenerLeg, seq: int, value: Any, size: int, final: bool) -> None:
         self.leg = leg
@@ -119,10 +128,10 @@ class ReplyArrived(Event):
         self.final = final
 
 
-class Refused(Event):
+class Refused(StreamEvent):
     """A site, or the hub before it, does not take the stream."""
 
-    __slots__ = ("leg", "rc", "reason")
+    __slots__ = ("rc", "reason")
 
     def __init__(self, leg: OpenerLeg, rc: str, reason: str) -> None:
         self.leg = leg
@@ -130,19 +139,19 @@ class Refused(Event):
         self.reason = reason
 
 
-class EndingBegun(Event):
+class EndingBegun(StreamEvent):
     """A site has heard an ABORT and is ending the stream."""
 
-    __slots__ = ("leg",)
+    __slots__ = ()
 
     def __init__(self, leg: OpenerLeg) -> None:
         self.leg = leg
 
 
-class Ended(Event):
+class Ended(StreamEvent):
     """The stream has ended at a site, after all its replies; ``result`` is still encoded."""
 
-    __slots__ = ("leg", "rc", "reason", "result")
+    __slots__ = ("rc", "reason", "result")
 
     def __init__(self, leg: OpenerLeg, rc: str, reason: str, result: bytes) -> None:
         self.leg = leg
@@ -151,10 +160,10 @@ class Ended(Event):
         self.result = result
 
 
-class Lost(Event):
+class Lost(StreamEvent):
     """The other end of a stream can no longer be reached."""
 
-    __slots__ = ("leg", "reason")
+    __slots__ = ("reason",)
 
     def __init__(self, leg: OpenerLeg | ReceiverLeg, reason: str) -> None:
         self.leg = leg

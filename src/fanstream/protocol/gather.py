@@ -93,12 +93,13 @@ class Flight:
         unanswered: sites that were sent the object and have neither answered nor gone.
         complete: the gather is over; ``met`` says whether its policy was met.
         on_complete: called once, when it is; ``on_reply`` with each reply before.
+        due: when whoever has not answered has timed out; loop clock, seconds.
         judged: the application has seen the replies.
     """
 
     __slots__ = (
-        "complete", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied", "replies", "seq",
-        "size", "timer", "unanswered", "waiting",
+        "complete", "due", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied", "replies", "seq",
+        "size", "unanswered", "waiting",
     )  # fmt: skip
 
     def __init__(self, seq: int, size: int) -> None:
@@ -115,7 +116,7 @@ class Flight:
         self.failure: str | None = None
         self.on_complete: Callable[[], object] | None = None
         self.on_reply: Callable[[], object] | None = None
-        self.timer: Any = None
+        self.due = 0.0
 
 
 class Arrived(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
 from ..options import Limits
@@ -25,14 +25,19 @@ class Decoding(Protocol):
 class Decoder(Protocol):
     """What turns envelopes into objects, and says where their buffers are to land (``codec.Codec``)."""
 
+    def decode(self, envelope: memoryview | bytes) -> Any: ...
     def begin(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
+
+
+_UNCHARGED: Final = 4 * 1024
+"""Bytes up to which an object is not counted against the budget: the stream's backlog bounds those."""
 
 
 class Arrival:
     """One object or reply on its way in.
 
     Attributes:
-        seq, flags, timeout_ms: as its head said.
+        seq, flags: as its head said.
         size: bytes reserved for it, until it is released.
         value: the decoded object, once it is whole; or the error that its types met.
     """
@@ -47,14 +52,12 @@ class Arrival:
         "seq",
         "size",
         "sizes",
-        "timeout_ms",
         "value",
     )
 
-    def __init__(self, seq: int, flags: int, timeout_ms: int, size: int) -> None:
+    def __init__(self, seq: int, flags: int, size: int) -> None:
         self.seq = seq
         self.flags = flags
-        self.timeout_ms = timeout_ms
         self.size = size
         self.sizes: Sequence[int] = ()
         self.envelope = b""
@@ -76,7 +79,7 @@ class Inbound:
         alias: the stream's alias on the link.
         target: the site's index among OPEN's targets.
         origin: the site that sends these payloads.
-        deliver: called with each payload once it and all before it are whole.
+        deliver: called with each payload's seq, flags, value and size, once it and all before it are whole.
     """
 
     __slots__ = (
@@ -94,7 +97,7 @@ class Inbound:
         alias: int,
         target: int,
         origin: str,
-        deliver: Callable[[Arrival], object],
+        deliver: Callable[[int, int, Any, int], object],
     ) -> None:
         self._scheduler = scheduler
         self._decoder = decoder
@@ -125,7 +128,7 @@ class Inbound:
         self._land(length)
         if length < PAYLOAD_SIZE:
             raise RemoteProtocolError(f"payload head of {length} bytes, expected at least {PAYLOAD_SIZE}")
-        timeout_ms, count, total, acked = PAYLOAD.unpack_from(body)
+        _timeout, count, total, acked = PAYLOAD.unpack_from(body)
         if acked > self.acked:
             self.acked = acked
         self.expected = seq + 1
@@ -137,14 +140,21 @@ class Inbound:
             size = len(envelope)
             if size > limits.envelope:
                 raise RemoteProtocolError(f"envelope of {size} bytes, limit {limits.envelope}")
-            arrival = Arrival(seq, flags, timeout_ms, size)
-            self._budget.charge(self, size)
-            self._decode(arrival, envelope)
-            self._finish(arrival)
-            if self._arriving:
-                self._arriving.append(arrival)
-            else:
-                self._deliver(arrival)
+            if size > _UNCHARGED:
+                self._budget.charge(self, size)
+            try:
+                value = self._decoder.decode(envelope)
+            except UnknownTypeError as exc:
+                value = exc  # both sides must register a type: the stream's matter, not the link's
+            except CodecError as exc:
+                raise RemoteProtocolError(f"object {seq} from {self.origin}: {exc}") from exc
+            if not self._arriving:
+                self._deliver(seq, flags, value, size)
+                return
+            arrival = Arrival(seq, flags, size)
+            arrival.value = value
+            arrival.done = True
+            self._arriving.append(arrival)
             return
         start = PAYLOAD_SIZE + 8 * count
         if count > limits.buffers or start > length:
@@ -160,11 +170,12 @@ class Inbound:
         size = total + len(envelope)
         if size > limits.object:
             raise RemoteProtocolError(f"object of {size} bytes, limit {limits.object}")
-        arrival = Arrival(seq, flags, timeout_ms, size)
+        arrival = Arrival(seq, flags, size)
         arrival.sizes = sizes
         self._arriving.append(arrival)
         if size <= SMALL_OBJECT:
-            self._budget.charge(self, size)
+            if size > _UNCHARGED:
+                self._budget.charge(self, size)
             self._prepare(arrival, envelope)
         else:
             arrival.envelope = bytes(envelope)
@@ -246,7 +257,8 @@ class Inbound:
         self._finish(arrival)
         arriving = self._arriving
         while arriving and arriving[0].done:
-            self._deliver(arriving.popleft())
+            whole = arriving.popleft()
+            self._deliver(whole.seq, whole.flags, whole.value, whole.size)
 
     def _finish(self, arrival: Arrival) -> None:
         arrival.done = True
@@ -273,7 +285,7 @@ class Inbound:
 
     def release(self, size: int) -> None:
         """End an object's reservation."""
-        if not self._closed:
+        if size > _UNCHARGED and not self._closed:
             self._budget.release(self, size)
 
     def clear(self) -> None:

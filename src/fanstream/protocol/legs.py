@@ -11,7 +11,7 @@ from ..shareable import ReturnCode
 from . import bodies
 from .events import Aborted, EndAnnounced, Ended, EndingBegun, Lost, ObjectArrived, Refused, ReplyArrived
 from .frames import Flag, FrameType, pack
-from .inbound import Arrival, Inbound
+from .inbound import Inbound
 from .sending import Outbound, Payload
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class LegState(Enum):
 
 
 Handler = Callable[[Any, int, int, memoryview], None]
+"""Takes a frame's flags, seq and body."""
+
+Transitions = dict[LegState, dict[int, Handler]]
+"""Which frames a leg takes in which state, and what they do."""
 
 
 class Leg:
@@ -39,32 +43,29 @@ class Leg:
 
     Attributes:
         owner: whatever the shell wants to find again; the core never looks at it.
+        handlers: what the leg's state makes of each type of frame; all others are against the rules.
     """
 
-    __slots__ = ("_core", "alias", "inbound", "opening", "outbound", "owner", "state", "target")
+    __slots__ = ("_core", "alias", "handlers", "inbound", "opening", "outbound", "owner", "state", "target")
 
-    TRANSITIONS: ClassVar[dict[tuple[LegState, int], Handler]] = {}
+    TRANSITIONS: ClassVar[Transitions] = {}
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         self._core = core
         self.alias = alias
         self.opening = opening
         self.target = target
-        self.state = LegState.OPEN
+        self._enter(LegState.OPEN)
         self.owner: Any = None
         self.inbound: Inbound
         self.outbound: Outbound
 
-    def frame(self, kind: int, flags: int, seq: int, body: memoryview) -> None:
-        """Take one frame of this stream.
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} in state {self.state.name}"
 
-        Raises:
-            RemoteProtocolError: it is not allowed in this state.
-        """
-        handler = self.TRANSITIONS.get((self.state, kind))
-        if handler is None:
-            raise RemoteProtocolError(f"frame of type {kind} for {type(self).__name__} in state {self.state.name}")
-        handler(self, flags, seq, body)
+    def _enter(self, state: LegState) -> None:
+        self.state = state
+        self.handlers = self.TRANSITIONS.get(state, {})
 
     @property
     def closed(self) -> bool:
@@ -103,7 +104,7 @@ class Leg:
         self.lost(bodies.decode(bodies.Cause, body).reason)
 
     def _close(self) -> None:
-        self.state = LegState.CLOSED
+        self._enter(LegState.CLOSED)
         self.outbound.clear()
         self.inbound.clear()
         self._core.forget(self.alias)
@@ -117,13 +118,20 @@ class Leg:
 
 
 class OpenerLeg(Leg):
-    """The opener's end: sends objects, receives replies."""
+    """The opener's end: sends objects, receives replies.
 
-    __slots__ = ("_ended", "aborted", "sent")
+    Attributes:
+        site: the target's name.
+        sent: how many objects were sent.
+        aborted: whether ABORT was said.
+    """
+
+    __slots__ = ("_ended", "aborted", "sent", "site")
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         super().__init__(core, alias, opening, target)
         self._ended: tuple[int, bodies.Ending] | None = None
+        self.site = opening.targets[target]
         self.sent = 0
         self.aborted = False
 
@@ -137,11 +145,6 @@ class OpenerLeg(Leg):
         """Whether the site has said that the stream ended there; replies may still be on their way."""
         return self._ended is not None
 
-    @property
-    def site(self) -> str:
-        """The target's name."""
-        return self.opening.targets[self.target]
-
     def send(self, seq: int, payload: Payload, timeout_ms: int, *, final: bool = False) -> None:
         """Send the next object."""
         if self.state is not LegState.OPEN:
@@ -151,14 +154,14 @@ class OpenerLeg(Leg):
             seq, payload, flags=_FINAL if final else 0, timeout_ms=timeout_ms, acked=self.inbound.expected
         )
         if final:
-            self.state = LegState.DRAINING
+            self._enter(LegState.DRAINING)
 
     def end(self, *, withdraw: bool) -> None:
         """Say that no object follows; *withdraw* takes back what has not been consumed."""
         self._require(LegState.OPEN, LegState.DRAINING)
         if withdraw:
             self.outbound.clear()
-        self.state = LegState.DRAINING
+        self._enter(LegState.DRAINING)
         self._control(FrameType.END, seq=self.sent, flags=int(Flag.WITHDRAW) if withdraw else 0)
 
     def abort(self, rc: str, who: str, reason: str) -> None:
@@ -167,7 +170,7 @@ class OpenerLeg(Leg):
             return
         self.outbound.clear()
         self.inbound.clear()
-        self.state = LegState.DRAINING
+        self._enter(LegState.DRAINING)
         self.aborted = True
         self._control(FrameType.ABORT, body=bodies.encode(bodies.Cause(rc, who, reason)))
 
@@ -189,11 +192,9 @@ class OpenerLeg(Leg):
             )
         self.inbound.payload(seq, flags, body)
 
-    def deliver(self, arrival: Arrival) -> None:
+    def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:
         """Pass on a whole reply; called by the inbound half."""
-        self._core.events.append(
-            ReplyArrived(self, arrival.seq, arrival.value, arrival.size, bool(arrival.flags & _FINAL))
-        )
+        self._core.events.append(ReplyArrived(self, seq, value, size, flags & _FINAL != 0))
         if self._ended is not None:
             self._try_end()
 
@@ -220,21 +221,25 @@ class OpenerLeg(Leg):
         self._close()
         self._core.events.append(Refused(self, cause.rc, cause.reason))
 
-    TRANSITIONS: ClassVar[dict[tuple[LegState, int], Handler]] = {
-        (LegState.OPEN, FrameType.REPLY): _on_reply,
-        (LegState.OPEN, FrameType.GRANT): Leg._on_grant,
-        (LegState.OPEN, FrameType.CREDIT): Leg._on_credit,
-        (LegState.OPEN, FrameType.ENDING): _on_ending,
-        (LegState.OPEN, FrameType.ENDED): _on_ended,
-        (LegState.OPEN, FrameType.REFUSED): _on_refused,
-        (LegState.OPEN, FrameType.LOST): Leg._on_lost,
-        (LegState.DRAINING, FrameType.REPLY): _on_reply,
-        (LegState.DRAINING, FrameType.GRANT): Leg._on_grant,
-        (LegState.DRAINING, FrameType.CREDIT): Leg._on_credit,
-        (LegState.DRAINING, FrameType.ENDING): _on_ending,
-        (LegState.DRAINING, FrameType.ENDED): _on_ended,
-        (LegState.DRAINING, FrameType.REFUSED): _on_refused,
-        (LegState.DRAINING, FrameType.LOST): Leg._on_lost,
+    TRANSITIONS: ClassVar[Transitions] = {
+        LegState.OPEN: {
+            FrameType.REPLY: _on_reply,
+            FrameType.GRANT: Leg._on_grant,
+            FrameType.CREDIT: Leg._on_credit,
+            FrameType.ENDING: _on_ending,
+            FrameType.ENDED: _on_ended,
+            FrameType.REFUSED: _on_refused,
+            FrameType.LOST: Leg._on_lost,
+        },
+        LegState.DRAINING: {
+            FrameType.REPLY: _on_reply,
+            FrameType.GRANT: Leg._on_grant,
+            FrameType.CREDIT: Leg._on_credit,
+            FrameType.ENDING: _on_ending,
+            FrameType.ENDED: _on_ended,
+            FrameType.REFUSED: _on_refused,
+            FrameType.LOST: Leg._on_lost,
+        },
     }
 
 
@@ -288,7 +293,7 @@ class ReceiverLeg(Leg):
         if self.outbound.empty:
             self._close()
         else:
-            self.state = LegState.DRAINING
+            self._enter(LegState.DRAINING)
             self.outbound.on_empty = self._close
 
     def refuse(self, rc: str, reason: str) -> None:
@@ -334,11 +339,9 @@ class ReceiverLeg(Leg):
             payload, flags = cached
             self.outbound.send(seq, payload, flags=flags)
 
-    def deliver(self, arrival: Arrival) -> None:
+    def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:
         """Pass on a whole object; called by the inbound half."""
-        self._core.events.append(
-            ObjectArrived(self, arrival.seq, arrival.value, arrival.size, bool(arrival.flags & _FINAL))
-        )
+        self._core.events.append(ObjectArrived(self, seq, value, size, flags & _FINAL != 0))
 
     def _on_end(self, flags: int, seq: int, body: memoryview) -> None:
         if seq < self.inbound.expected or (self.final is not None and seq != self.final):
@@ -348,7 +351,7 @@ class ReceiverLeg(Leg):
         self.final = seq
         withdraw = bool(flags & Flag.WITHDRAW)
         if withdraw:
-            self.state = LegState.DRAINING
+            self._enter(LegState.DRAINING)
             self.inbound.clear()
         if self.said_end:
             return
@@ -359,22 +362,26 @@ class ReceiverLeg(Leg):
         if self.said_end:
             self._close()
             return
-        self.state = LegState.DRAINING
+        self._enter(LegState.DRAINING)
         self._aborted = True
         self.inbound.clear()
         self._core.events.append(Aborted(self, cause.rc or ReturnCode.TASK_ABORTED, cause.who, cause.reason))
 
-    TRANSITIONS: ClassVar[dict[tuple[LegState, int], Handler]] = {
-        (LegState.OPEN, FrameType.OBJECT): _on_object,
-        (LegState.DRAINING, FrameType.OBJECT): Leg._discard,
-        (LegState.OPEN, FrameType.GRANT): Leg._on_grant,
-        (LegState.OPEN, FrameType.CREDIT): Leg._on_credit,
-        (LegState.OPEN, FrameType.END): _on_end,
-        (LegState.OPEN, FrameType.ABORT): _on_abort,
-        (LegState.OPEN, FrameType.LOST): Leg._on_lost,
-        (LegState.DRAINING, FrameType.GRANT): Leg._on_grant,
-        (LegState.DRAINING, FrameType.CREDIT): Leg._on_credit,
-        (LegState.DRAINING, FrameType.END): _on_end,
-        (LegState.DRAINING, FrameType.ABORT): _on_abort,
-        (LegState.DRAINING, FrameType.LOST): Leg._on_lost,
+    TRANSITIONS: ClassVar[Transitions] = {
+        LegState.OPEN: {
+            FrameType.OBJECT: _on_object,
+            FrameType.GRANT: Leg._on_grant,
+            FrameType.CREDIT: Leg._on_credit,
+            FrameType.END: _on_end,
+            FrameType.ABORT: _on_abort,
+            FrameType.LOST: Leg._on_lost,
+        },
+        LegState.DRAINING: {
+            FrameType.OBJECT: Leg._discard,
+            FrameType.GRANT: Leg._on_grant,
+            FrameType.CREDIT: Leg._on_credit,
+            FrameType.END: _on_end,
+            FrameType.ABORT: _on_abort,
+            FrameType.LOST: Leg._on_lost,
+        },
     }

@@ -10,6 +10,7 @@ from .frames import CHUNK, CHUNK_HEADER_SIZE, HEADER, HEADER_SIZE, FrameType
 STAGE_SIZE: Final = 64 * 1024
 # Holds hundreds of small frames for each system call; a bulk transfer touches only its first 40 bytes.
 
+_SMALLEST_LIMIT: Final = 1024  # no limit of a frame's body is less (options.Limits)
 _CHUNK_TYPE: Final = int(FrameType.CHUNK)
 
 
@@ -106,7 +107,7 @@ class FrameReader:
                     break
                 position = self._chunk(position, have, length, alias, seq, target)
                 continue
-            if length > sink.limit(kind):
+            if length > _SMALLEST_LIMIT and length > sink.limit(kind):
                 raise RemoteProtocolError(f"frame of type {kind} with {length} bytes, limit {sink.limit(kind)}")
             start = position + HEADER_SIZE
             end = start + length

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..errors import RemoteProtocolError
 from ..shareable import ReturnCode
@@ -109,6 +110,9 @@ class RelayLeg:
         self.joined = False
         self.other: RelayLeg = self
 
+    def __repr__(self) -> str:
+        return "a forwarded stream"
+
     def widen(self, window: int) -> None:
         """Grant the sender on this link a window of *window* bytes, as far as the budget has them."""
         more = self._pool.take(window - FIRST_WINDOW)
@@ -118,11 +122,14 @@ class RelayLeg:
 
     # What its own link receives.
 
+    handlers: ClassVar[dict[int, Callable[[Any, int, int, memoryview], None]]] = {}
+    """As a leg's: what becomes of each type of frame."""
+
     def frame(self, kind: int, flags: int, seq: int, body: memoryview) -> None:
         """Forward one frame, or use it here if it concerns this hop alone.
 
         Raises:
-            RemoteProtocolError: the frame is of no type that is forwarded, or overruns the window.
+            RemoteProtocolError: the frame overruns the window.
         """
         other = self.other
         if kind == FrameType.CREDIT:
@@ -142,7 +149,7 @@ class RelayLeg:
                 other._aborted = True
             other._control(kind, flags, seq, bytes(body))
             other._close_if_through()
-        elif kind in _LAST_WORDS:
+        else:  # last words
             other._control(kind, flags, seq, bytes(body))
             self._drop()
             if kind == FrameType.ENDED:  # it travels ahead of replies that wait for GRANT or CREDIT
@@ -151,8 +158,6 @@ class RelayLeg:
             else:
                 other._close()
                 self._close()
-        else:
-            raise RemoteProtocolError(f"frame of type {kind} on a forwarded stream")
 
     def chunk(self, seq: int, buffer: int, offset: int, size: int) -> memoryview | None:
         """Say where a chunk lands before it is sent on."""
@@ -276,6 +281,13 @@ class RelayLeg:
             self._core.scheduler.leave(self)
         self._queue.clear()
         self._pool.give(self._window - FIRST_WINDOW)
+
+
+def _takes(kind: int) -> Callable[[RelayLeg, int, int, memoryview], None]:
+    return lambda leg, flags, seq, body: leg.frame(kind, flags, seq, body)
+
+
+RelayLeg.handlers.update({kind: _takes(kind) for kind in {FrameType.CREDIT} | _DATA | _FORWARDED | _LAST_WORDS})
 
 
 def join(left: RelayLeg, right: RelayLeg) -> None:

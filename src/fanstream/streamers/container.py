@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import anyio
@@ -15,7 +14,8 @@ from ..engine import StreamEngine
 from ..options import StreamOptions
 from ..shareable import Shareable
 from ..streaming import Registration, StreamResult, Timeout
-from .entries import DEFAULT_OPTIONS, BadEntryError, EntryConsumer, EntryFactory, EntryProducer
+from .arguments import check_callback, check_engine, check_number, check_options
+from .entries import BadEntryError, EntryConsumer, EntryFactory, EntryProducer
 
 Container = dict[Any, Any] | list[Any] | set[Any]
 
@@ -95,25 +95,24 @@ async def stream_container(
     stream_ctx: StreamContext | None = None,
     *,
     timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
+    optional: bool = False,
+    secure: bool = False,
     options: StreamOptions | None = None,
-) -> StreamResult:
+) -> tuple[StreamResult, dict[str, Shareable]]:
     """Send a dict, list or set to sites, each of its entries as one object.
 
-    Args:
-        engine: the opener's.
-        channel: the stream's channel.
-        topic: its topic.
-        targets: names of the sites.
-        container: what is sent; its entries are anything that a Shareable may hold.
-        fl_ctx: the opener's context.
-        stream_ctx: reaches every receiver once.
-        timeout: how long a site may take to answer one entry.
-        options: how the stream runs; a window of 8 when None.
+    *container* is of exactly one of these types, not to be changed while the stream runs; its entries are anything that
+    a Shareable may hold. The other arguments, and what is returned, are as for all of ``fanstream.streamers``: its
+    docstring tells.
     """
-    options = options or DEFAULT_OPTIONS
+    check_engine(engine)
+    options = check_options(options)
     producer = ContainerProducer(container, timeout, withdraw=options.gather != "all")
     context = {} if stream_ctx is None else stream_ctx
-    return await engine.stream_objects(channel, topic, context, targets, producer, fl_ctx, options=options)
+    result = await engine.stream_objects(
+        channel, topic, context, targets, producer, fl_ctx, optional, secure, options=options
+    )
+    return result, producer.replies
 
 
 def register_containers(
@@ -126,13 +125,12 @@ def register_containers(
 ) -> Registration:
     """Receive containers.
 
-    Args:
-        engine: the receiving site's, running.
-        channel: as in ``register_stream_processing``.
-        topic: likewise.
-        on_container: called with ``(container, stream_ctx, fl_ctx)`` once it is whole, sync (in a worker thread) or
-            async; what it returns is the reply to the last entry, None means OK.
-        max_entries: the most entries that one container may have.
+    *on_container* gets the dict, list or set. One of more than *max_entries* entries is refused. The other arguments
+    are as for all of ``fanstream.streamers``: its docstring tells.
     """
-    make = partial(_ContainerConsumer, on_container, engine.limiter, max_entries)
-    return engine.register_stream_processing(channel, topic, EntryFactory(make))
+    check_engine(engine)
+    check_callback(on_container, "on_container")
+    check_number(max_entries, "max_entries")
+    return engine.register_stream_processing(
+        channel, topic, EntryFactory(lambda: _ContainerConsumer(on_container, engine.limiter, max_entries))
+    )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import anyio
 
 from ..adapters import call
 from ..context import FLContext, StreamContext
-from ..options import StreamOptions
+from ..outgoing import check_timeout
 from ..shareable import ReturnCode, Shareable, make_reply
 from ..streaming import ConsumerFactory, ObjectConsumer, ObjectProducer, Timeout
-
-DEFAULT_OPTIONS: Final = StreamOptions(window=8)  # no reply decides what is sent next, so the sender need not wait
 
 
 class BadEntryError(Exception):
@@ -31,13 +29,16 @@ class EntryProducer(ObjectProducer):
 
     Attributes:
         replies: site name to its reply to the last object; empty before.
+
+    Raises:
+        TypeError, ValueError: *timeout* is no positive and finite time.
     """
 
     def __init__(
         self, entries: Sequence[Mapping[str, Any]], timeout: Timeout = 60.0, *, withdraw: bool = False
     ) -> None:
         self._entries = entries
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._withdraw = withdraw
         self._total = max(1, len(entries))
         self._produced = 0

@@ -1,27 +1,46 @@
-"""A file in chunks; its size and BLAKE2b digest are checked at the end, and the receiver names the copy itself."""
+"""A file in chunks; its size and digest are checked at the end, and the receiver names the copy itself."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal, Protocol, get_args
 
 import anyio
 import anyio.to_thread
+import xxhash
 
 from ..adapters import call
 from ..context import FLContext, StreamContext
 from ..engine import StreamEngine
-from ..options import GIB, MIB, StreamOptions
+from ..options import GIB, KIB, MIB, StreamOptions
+from ..outgoing import check_timeout
 from ..shareable import ReturnCode, Shareable, make_reply
 from ..streaming import ConsumerFactory, ObjectConsumer, ObjectProducer, Registration, StreamResult, Timeout
-from .entries import DEFAULT_OPTIONS
+from .arguments import check_callback, check_engine, check_number, check_options
 
+Digest = Literal["blake2b", "xxh3"]
+"""BLAKE2b of 32 bytes, which is also a name for the content; or XXH3 of 16, which is several times faster."""
+
+
+class _Hash(Protocol):
+    def update(self, data: Any, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+_HASHES: Final[Mapping[str, Callable[[], _Hash]]] = {
+    "blake2b": partial(hashlib.blake2b, digest_size=32),
+    "xxh3": xxhash.xxh3_128,
+}
 _LABEL: Final = 255  # characters of a sender's name; what most file systems allow
+_ROOM: Final = KIB  # bytes of an object beside its chunk, generously
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -33,48 +52,152 @@ class ReceivedFile:
         path: where it is, under a random name.
         label: what the sender calls it: for people to read, never a path.
         size: in bytes.
-        digest: BLAKE2b, 32 bytes.
+        algorithm: of the digest: ``"blake2b"`` or ``"xxh3"``.
+        digest: of the content; 32 bytes of BLAKE2b, or 16 of XXH3.
     """
 
     path: Path
     label: str
     size: int
+    algorithm: str
     digest: bytes
 
 
-class FileProducer(ObjectProducer):
-    """Sends an open file: its label and size, its chunks, its digest. Reads in worker threads."""
+# --- The sender ---
 
-    def __init__(self, file: BinaryIO, label: str, chunk_size: int, timeout: Timeout) -> None:
+
+class FileProducer(ObjectProducer):
+    """Sends an open file: its label and size, its chunks, its digest. Reads in worker threads.
+
+    Args:
+        file: open for reading, at its beginning.
+        label: what receivers see as its name.
+        chunk_size: bytes per object.
+        digest: what checks the whole.
+        timeout: how long a site may take to answer one object.
+        withdraw: end the stream as soon as the last gather is complete, without waiting for sites outside a quorum.
+
+    Attributes:
+        replies: site name to its reply to the last object; empty before.
+    """
+
+    def __init__(
+        self, file: BinaryIO, label: str, chunk_size: int, digest: Digest, timeout: float, *, withdraw: bool
+    ) -> None:
         self._file = file
         self._label = label
         self._chunk_size = chunk_size
+        self._algorithm = digest
+        self._hash = _HASHES[digest]()
         self._timeout = timeout
-        self._hash = hashlib.blake2b(digest_size=32)
-        self._size = 0
+        self._withdraw = withdraw
+        self._stat = os.fstat(file.fileno())
+        self._left = self._stat.st_size  # bytes
         self._state = "begin"
+        self._open = 0  # objects whose replies have not been judged
+        self.replies: dict[str, Shareable] = {}
 
     async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Timeout]:
-        if self._state == "end":
+        if self._state == "over":
             return None, 0
+        part: dict[str, Any]
         if self._state == "begin":
             self._state = "chunks"
-            size = os.fstat(self._file.fileno()).st_size
-            return Shareable({"part": "begin", "label": self._label, "size": size}), self._timeout
-        chunk = await anyio.to_thread.run_sync(self._read)
-        if chunk:
-            return Shareable({"part": "chunk", "data": chunk}), self._timeout
-        self._state = "end"
-        return Shareable({"part": "end", "size": self._size, "digest": self._hash.digest()}), self._timeout
+            part = {"part": "begin", "label": self._label, "size": self._left, "algorithm": self._algorithm}
+        elif chunk := await anyio.to_thread.run_sync(self._read):
+            part = {"part": "chunk", "data": chunk}
+        else:
+            self._state = "over"
+            part = {"part": "end", "size": self._stat.st_size, "digest": self._hash.digest()}
+        self._open += 1
+        return Shareable(part), self._timeout
 
     def _read(self) -> bytes:
-        chunk = self._file.read(self._chunk_size)
+        chunk = self._file.read(min(self._chunk_size, self._left))
+        self._left -= len(chunk)
         self._hash.update(chunk)
-        self._size += len(chunk)
+        if not chunk:
+            self._check_unchanged()
         return chunk
 
+    def _check_unchanged(self) -> None:
+        now, before = os.fstat(self._file.fileno()), self._stat
+        same = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        # Files of /proc have more to read than their size says.
+        if self._left or not same or self._file.read(1):
+            raise OSError(f"{self._file.name} of {before.st_size} bytes changed while it was sent: no site keeps it")
+
     async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
-        return None
+        self._open -= 1
+        if self._open or self._state != "over":
+            return None
+        self.replies = replies
+        taken = any(reply.get_return_code() == ReturnCode.OK for reply in replies.values())
+        return True if self._withdraw and taken else None
+
+
+def _open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    # Without O_NONBLOCK, opening a named pipe waits for its writer.
+    flags = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, given: os.open(name, given | flags))  # noqa: SIM115 - returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"path is {os.fspath(path)!r}, expected a regular file")
+    return file
+
+
+async def stream_file(
+    engine: StreamEngine,
+    channel: str,
+    topic: str,
+    targets: Sequence[str],
+    path: str | os.PathLike[str],
+    fl_ctx: FLContext,
+    stream_ctx: StreamContext | None = None,
+    *,
+    chunk_size: int = MIB,
+    digest: Digest = "blake2b",
+    timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
+    optional: bool = False,
+    secure: bool = False,
+    options: StreamOptions | None = None,
+) -> tuple[StreamResult, dict[str, Shareable]]:
+    """Send one file to sites, a chunk in each object.
+
+    *path* is a regular file, not to be changed while the stream runs; its last part is the label that receivers see.
+    *chunk_size* is in bytes, and every site's ``Limits.object`` has to have room for it. *digest* is how receivers
+    check the whole: ``"blake2b"``, or ``"xxh3"``, which costs less time, but by which a file can be made to look like
+    another. The other arguments, and what is returned, are as for all of ``fanstream.streamers``: its docstring tells.
+
+    Raises:
+        OSError: the file cannot be read, or changed while it was sent; no site keeps it.
+    """
+    check_engine(engine)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is {path!r} of type {type(path).__name__}, expected a str or a path")
+    limit = engine.settings.limits.object - _ROOM
+    if check_number(chunk_size, "chunk_size", least=1) > limit:
+        raise ValueError(f"chunk_size is {chunk_size}, expected at most {limit}: Limits.object less {_ROOM}")
+    if digest not in get_args(Digest):
+        raise ValueError(f"digest is {digest!r}, expected one of {', '.join(map(repr, get_args(Digest)))}")
+    options = check_options(options)
+    seconds = check_timeout(timeout)
+    context = {} if stream_ctx is None else stream_ctx
+
+    file = await anyio.to_thread.run_sync(_open_regular, path)
+    try:
+        label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
+        withdraw = options.gather != "all"
+        producer = FileProducer(file, label[:_LABEL], chunk_size, digest, seconds, withdraw=withdraw)
+        result = await engine.stream_objects(
+            channel, topic, context, targets, producer, fl_ctx, optional, secure, options=options
+        )
+    finally:
+        file.close()
+    return result, producer.replies
+
+
+# --- The receiver ---
 
 
 class _BadFileError(Exception):
@@ -98,7 +221,8 @@ class FileConsumer(ObjectConsumer):
         self._on_file = on_file
         self._limiter = limiter
         self._max_size = max_size
-        self._hash = hashlib.blake2b(digest_size=32)
+        self._algorithm = ""
+        self._hash: _Hash
         self._size = 0
         self._announced = 0
         self._label = ""
@@ -122,7 +246,8 @@ class FileConsumer(ObjectConsumer):
             return True, make_reply(ReturnCode.OK)
         reply = None
         if self._on_file is not None:
-            received = ReceivedFile(self._directory / self._name, self._label, self._size, self._hash.digest())
+            path = self._directory / self._name
+            received = ReceivedFile(path, self._label, self._size, self._algorithm, self._hash.digest())
             reply = await call(self._on_file, received, stream_ctx, fl_ctx, limiter=self._limiter)
         if reply is not None and not isinstance(reply, Shareable):
             raise TypeError(f"on_file returned {type(reply).__name__}, expected a Shareable or None")
@@ -130,13 +255,16 @@ class FileConsumer(ObjectConsumer):
         return True, make_reply(ReturnCode.OK) if reply is None else reply
 
     def _begin(self, part: Shareable) -> None:
-        label, size = part.get("label"), part.get("size")
+        label, size, algorithm = part.get("label"), part.get("size"), part.get("algorithm")
         if self._folder != -1 or not isinstance(label, str) or len(label) > _LABEL or type(size) is not int:
             raise _BadFileError("a second beginning, or one without a proper label and size")
+        if not isinstance(algorithm, str) or algorithm not in _HASHES:
+            raise _BadFileError(f"a digest that is none of {', '.join(_HASHES)}")
         if not 0 <= size <= self._max_size:
             raise _BadFileError(f"a file of {size} bytes, at most {self._max_size} are accepted")
         self._label, self._announced = label, size
-        self._folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._algorithm, self._hash = algorithm, _HASHES[algorithm]()
+        self._folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         name = secrets.token_hex(16) + ".part"
         self._file = os.open(name, _NEW, 0o600, dir_fd=self._folder)
         self._name = name
@@ -195,80 +323,36 @@ class _FileFactory(ConsumerFactory):
         return self._make()
 
 
-class FileStreamer:
-    """Sends and receives files."""
+def register_files(
+    engine: StreamEngine,
+    channel: str,
+    topic: str,
+    directory: str | os.PathLike[str],
+    on_file: Callable[..., Any] | None = None,
+    *,
+    max_size: int = 16 * GIB,
+) -> Registration:
+    """Receive files into a directory, each under a random name and readable by its owner alone.
 
-    @staticmethod
-    async def stream_file(
-        engine: StreamEngine,
-        channel: str,
-        topic: str,
-        targets: Sequence[str],
-        path: str | os.PathLike[str],
-        fl_ctx: FLContext,
-        stream_ctx: StreamContext | None = None,
-        *,
-        chunk_size: int = MIB,
-        timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
-        options: StreamOptions | None = None,
-    ) -> StreamResult:
-        """Send one file to sites.
+    *on_file* gets a :class:`ReceivedFile`; if it fails, the file is removed, and otherwise it stays until the
+    application takes it. Files of more than *max_size* bytes are refused. The other arguments are as for all of
+    ``fanstream.streamers``: its docstring tells.
 
-        Args:
-            engine: the opener's.
-            channel: the stream's channel.
-            topic: its topic.
-            targets: names of the sites.
-            path: the file; its last part is the label that receivers see.
-            fl_ctx: the opener's context.
-            stream_ctx: reaches every receiver once.
-            chunk_size: bytes per object; the last may be shorter.
-            timeout: how long a site may take to answer one chunk.
-            options: how the stream runs; a window of 8 when None.
-
-        Raises:
-            ValueError: *chunk_size* is less than 1.
-            OSError: the file cannot be read.
-        """
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}, expected at least 1")
-        context = {} if stream_ctx is None else stream_ctx
-        file = await anyio.to_thread.run_sync(lambda: Path(path).open("rb"))  # noqa: SIM115 - closed below
-        try:
-            label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
-            producer = FileProducer(file, label[:_LABEL], chunk_size, timeout)
-            return await engine.stream_objects(
-                channel, topic, context, targets, producer, fl_ctx, options=options or DEFAULT_OPTIONS
-            )
-        finally:
-            file.close()
-
-    @staticmethod
-    def register_files(
-        engine: StreamEngine,
-        channel: str,
-        topic: str,
-        directory: str | os.PathLike[str],
-        on_file: Callable[..., Any] | None = None,
-        *,
-        max_size: int = 16 * GIB,
-    ) -> Registration:
-        """Receive files into a directory, each under a random name.
-
-        Args:
-            engine: the receiving site's, running.
-            channel: as in ``register_stream_processing``.
-            topic: likewise.
-            directory: where they go.
-            on_file: called with ``(ReceivedFile, stream_ctx, fl_ctx)`` once a file is whole, sync (in a worker thread)
-                or async; what it returns is the reply to the end, None means OK. If it fails, the file is removed.
-            max_size: the largest file accepted, in bytes.
-        """
-        folder = Path(directory).resolve()
-        return engine.register_stream_processing(
-            channel, topic, _FileFactory(lambda: FileConsumer(folder, on_file, engine.limiter, max_size))
-        )
-
-
-stream_file = FileStreamer.stream_file
-register_files = FileStreamer.register_files
+    Raises:
+        ValueError: *directory* is none, or *max_size* is negative.
+        NotImplementedError: this platform cannot open files relative to a directory, as Windows cannot.
+    """
+    check_engine(engine)
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"directory is {directory!r} of type {type(directory).__name__}, expected a str or a path")
+    if on_file is not None:
+        check_callback(on_file, "on_file")
+    check_number(max_size, "max_size")
+    if not {os.open, os.rename, os.unlink} <= os.supports_dir_fd:
+        raise NotImplementedError("files cannot be received on a platform that opens none relative to a directory")
+    folder = Path(directory).resolve()  # once: whoever puts a link in its place later redirects nothing
+    if not folder.is_dir():
+        raise ValueError(f"directory is {os.fspath(directory)!r}, expected an existing directory")
+    return engine.register_stream_processing(
+        channel, topic, _FileFactory(lambda: FileConsumer(folder, on_file, engine.limiter, max_size))
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import anyio
@@ -15,7 +14,8 @@ from ..engine import StreamEngine
 from ..options import GIB, StreamOptions
 from ..shareable import Shareable
 from ..streaming import Registration, StreamResult, Timeout
-from .entries import DEFAULT_OPTIONS, BadEntryError, EntryConsumer, EntryFactory, EntryProducer
+from .arguments import check_callback, check_engine, check_number, check_options
+from .entries import BadEntryError, EntryConsumer, EntryFactory, EntryProducer
 
 
 def _is_tensor(value: Any) -> bool:
@@ -32,10 +32,13 @@ class TensorProducer(EntryProducer):
         withdraw: end the stream as soon as the last gather is complete.
 
     Raises:
-        TypeError: a name is not a str, or a value is neither a numpy array nor a torch tensor.
+        TypeError: *state* is no mapping, a name is not a str, or a value is neither a numpy array nor a torch tensor.
+        ValueError: *timeout* is not positive and finite.
     """
 
     def __init__(self, state: Mapping[str, Any], timeout: Timeout = 60.0, *, withdraw: bool = False) -> None:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state is of type {type(state).__name__}, expected a dict of arrays or tensors")
         for name, value in state.items():
             if not isinstance(name, str):
                 raise TypeError(f"state has a key {name!r} of type {type(name).__name__}, expected str")
@@ -79,29 +82,22 @@ async def stream_tensors(
     stream_ctx: StreamContext | None = None,
     *,
     timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
+    optional: bool = False,
+    secure: bool = False,
     options: StreamOptions | None = None,
 ) -> tuple[StreamResult, dict[str, Shareable]]:
     """Send a state dict to sites, each tensor as one object.
 
-    Args:
-        engine: the opener's.
-        channel: the stream's channel.
-        topic: its topic.
-        targets: names of the sites.
-        state: name to numpy array or torch tensor; not to be changed while the stream runs.
-        fl_ctx: the opener's context.
-        stream_ctx: reaches every receiver once.
-        timeout: how long a site may take to answer one tensor, and to work with all of them at the last.
-        options: how the stream runs; a window of 8 when None. With a gather other than ``"all"`` the stream ends once
-            the last gather is complete, and slower sites are cancelled.
-
-    Returns:
-        How the stream ended, and each site's reply to the last tensor.
+    *state* maps names to numpy arrays or torch tensors; it is sent in its order, and not to be changed while the stream
+    runs. The other arguments, and what is returned, are as for all of ``fanstream.streamers``: its docstring tells.
     """
-    options = options or DEFAULT_OPTIONS
+    check_engine(engine)
+    options = check_options(options)
     producer = TensorProducer(state, timeout, withdraw=options.gather != "all")
     context = {} if stream_ctx is None else stream_ctx
-    result = await engine.stream_objects(channel, topic, context, targets, producer, fl_ctx, options=options)
+    result = await engine.stream_objects(
+        channel, topic, context, targets, producer, fl_ctx, optional, secure, options=options
+    )
     return result, producer.replies
 
 
@@ -116,14 +112,13 @@ def register_tensors(
 ) -> Registration:
     """Receive state dicts.
 
-    Args:
-        engine: the receiving site's, running.
-        channel: as in ``register_stream_processing``.
-        topic: likewise.
-        on_state: called with ``(state, stream_ctx, fl_ctx)`` once all tensors are there, sync (in a worker thread) or
-            async; what it returns is the reply to the last tensor, None means OK.
-        max_entries: the most tensors that one state dict may hold.
-        max_bytes: the most bytes that its tensors may hold together.
+    *on_state* gets a dict of names to tensors. One of more than *max_entries* tensors, or of more than *max_bytes*
+    bytes together, is refused. The other arguments are as for all of ``fanstream.streamers``: its docstring tells.
     """
-    make = partial(_TensorConsumer, on_state, engine.limiter, max_entries, max_bytes)
-    return engine.register_stream_processing(channel, topic, EntryFactory(make))
+    check_engine(engine)
+    check_callback(on_state, "on_state")
+    check_number(max_entries, "max_entries")
+    check_number(max_bytes, "max_bytes")
+    return engine.register_stream_processing(
+        channel, topic, EntryFactory(lambda: _TensorConsumer(on_state, engine.limiter, max_entries, max_bytes))
+    )
