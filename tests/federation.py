@@ -61,6 +61,8 @@ hubs = _on("memory", "sockets")
 """The same without engines that have no address: sites dial in to a hub."""
 within_the_process = _on("local", "memory")
 """Where time is virtual."""
+on_memory = _on("memory")
+"""The first two of these: time is virtual, and links can be made to fail."""
 over_sockets = _on("sockets")
 """Where time is real."""
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
 
@@ -23,12 +23,14 @@ from .protocol.bodies import Opening
 from .protocol.core import LinkCore
 from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArrived
 from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, Standing
+from .protocol.inbound import UNCHARGED
 from .protocol.legs import OpenerLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import SiteResult, StreamResult, Timeout
 from .wakeup import Face, Wakeup
 
-_MAX_TIMEOUT = 2**32 / 1000 - 1  # seconds: what the wire's millisecond field holds, about 49 days
+_PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
+_MAX_TIMEOUT: Final = 2**32 / 1000 - 1  # seconds: what the wire's millisecond field holds, about 49 days
 
 
 class Host(Protocol):
@@ -51,6 +53,8 @@ def check_timeout(timeout: Timeout, argument: str = "timeout") -> float:
         TypeError: it is no number and no timedelta.
         ValueError: it is not positive and finite, or too long for the wire.
     """
+    if type(timeout) is float and 0 < timeout <= _MAX_TIMEOUT:
+        return timeout
     if isinstance(timeout, timedelta):
         timeout = timeout.total_seconds()
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
@@ -124,7 +128,7 @@ class OutgoingStream:
         self._timer: Deadline | None = None
         self._held: dict[int, list[tuple[OpenerLeg, int]]] = {}  # reply reservations, until their flight is judged
         self._released: dict[int, list[anyio.Event]] = {}
-        self._peer_props: dict[str, dict[str, Any]] = {}  # of the sites that have any
+        self._peer_props: dict[str, dict[str, Any]] = {name: {} for name in targets}
         self._stream_ctx = stream_ctx
         self.fl_ctx = fl_ctx
         self.signal = signal
@@ -265,12 +269,14 @@ class OutgoingStream:
         if self._ending or self._aborted:
             raise ClosedError(f"stream {self.stream_id} has ended")
         host = self._host
-        brought = obj.headers.pop(ReservedHeaderKey.PEER_PROPS, None)  # by another site's reply: not this site's to send
+        headers = obj.headers
+        # What came with another site's reply is not this site's to send.
+        brought = headers.pop(_PEER_PROPS, None) if _PEER_PROPS in headers else None
         try:
             encoded = host.codec.encode(obj, copy=self._options.copy_objects)
         finally:
             if brought is not None:
-                obj.headers[ReservedHeaderKey.PEER_PROPS] = brought
+                headers[_PEER_PROPS] = brought
         gathering = self._gathering
         flight = gathering.launch(len(encoded.envelope) + encoded.total)
         self.in_flight += 1
@@ -358,22 +364,24 @@ class OutgoingStream:
         if name not in gathering.active or flight is None:
             leg.inbound.release(event.size)
             return
-        reply: Shareable = event.value
-        if isinstance(reply, UnknownTypeError):
+        reply: Any = event.value
+        if type(reply) is UnknownTypeError:
             reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR, {"reason": str(reply)})
-        props = reply.headers.get(ReservedHeaderKey.PEER_PROPS)
-        if props is not None:  # they come with a site's first reply
+        held_back = bool(gathering.at_limit)
+        headers = reply.headers
+        if _PEER_PROPS in headers:  # they come with a site's first reply
+            props = headers[_PEER_PROPS]
             self._peer_props[name] = props if type(props) is dict else {}
-        if self._peer_props:
-            reply.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props.get(name, {})
+        headers[_PEER_PROPS] = self._peer_props[name]
         late = gathering.reply(name, seq, reply) is Arrived.LATE
         if self.keep_offers and not self._ending:
             self.offers.append(Offer(name, seq, reply, late))
             self.on_news()
-        if event.size > 4096 and not late and name in flight.replies:
-            self._held.setdefault(seq, []).append((leg, event.size))
-        else:
-            leg.inbound.release(event.size)
+        if event.size > UNCHARGED:
+            if not late and name in flight.replies:
+                self._held.setdefault(seq, []).append((leg, event.size))
+            else:
+                leg.inbound.release(event.size)
         if self._stalls:
             stall = self._stalls.pop(name, None)
             if stall is not None:
@@ -381,7 +389,8 @@ class OutgoingStream:
         self._after(flight)
         if flight.complete:
             self.on_news()
-        self._room.set()
+        if held_back:
+            self._room.set()
         if event.final:
             self._leave(name, Standing.FINISHED, ReturnCode.OK, Outcome.NOT_SENT)
 

@@ -138,10 +138,8 @@ def make_reply(rc: str, headers: Mapping[str, Any] | None = None) -> Shareable:
         rc: one of :class:`ReturnCode`.
         headers: further headers.
     """
-    reply = Shareable()
-    if headers:
-        reply.headers.update(headers)
-    reply.headers[_RC] = rc
+    reply = Shareable.__new__(Shareable)
+    reply[_HEADERS] = {**headers, _RC: rc} if headers else {_RC: rc}
     return reply
 
 

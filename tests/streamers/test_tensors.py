@@ -8,10 +8,11 @@ import anyio
 import numpy as np
 import pytest
 
-from fanstream import Quorum, Shareable, StreamEngine, StreamOptions
+from fanstream import EngineSettings, Quorum, Shareable, StreamEngine, StreamOptions
+from fanstream.errors import SecurityError
 from fanstream.streamers import register_tensors, stream_tensors
 
-pytestmark = pytest.mark.asyncio
+pytestmark = pytest.mark.anyio
 
 
 async def send(state: dict[str, Any], **limits: int) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
@@ -112,3 +113,56 @@ async def test_what_is_no_state_dict_is_refused(entries: list[dict[str, Any]]) -
         result = await server.stream_objects("models", "weights", {}, ["site-1"], hostile(), server.new_context())
     assert result.rc == "BAD_REQUEST_DATA"
     assert got == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"state": [np.ones(1)]}, TypeError, "state is of type list, expected a dict of arrays or tensors"),
+        ({"state": {5: np.ones(1)}}, TypeError, "state has a key 5 of type int, expected str"),
+        ({"timeout": -1}, ValueError, "timeout is -1, expected a positive number of seconds"),
+        ({"options": "all"}, TypeError, "options is of type str, expected StreamOptions or None"),
+        ({"options": StreamOptions(gather=Quorum(2))}, ValueError, "gather asks for 2 replies of 1 targets"),
+        ({"engine": "server"}, TypeError, "engine is of type str, expected a StreamEngine"),
+    ],
+)
+async def test_a_wrong_argument_is_refused(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+    async with StreamEngine("server") as server:
+        right: dict[str, Any] = {
+            "engine": server,
+            "channel": "models",
+            "topic": "weights",
+            "targets": ["site-1"],
+            "state": {"w": np.ones(1)},
+            "fl_ctx": server.new_context(),
+        }
+        with pytest.raises(error) as caught:
+            await stream_tensors(**{**right, **wrong})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"on_state": "train"}, TypeError, "on_state is of type str, expected a function"),
+        ({"max_entries": 1.0}, TypeError, "max_entries is 1.0 of type float, expected a whole number"),
+        ({"max_bytes": -1}, ValueError, "max_bytes is -1, expected at least 0"),
+        ({"engine": None}, TypeError, "engine is of type NoneType, expected a StreamEngine"),
+    ],
+)
+async def test_a_wrong_registration_is_refused(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+    right: dict[str, Any] = {"engine": StreamEngine("a"), "channel": "models", "topic": "weights", "on_state": print}
+    with pytest.raises(error) as caught:
+        register_tensors(**{**right, **wrong})
+    assert message in str(caught.value)
+
+
+async def test_optional_and_secure_are_passed_on() -> None:
+    settings = EngineSettings(registration_grace=0)
+    async with StreamEngine("server") as server, StreamEngine("site-1", settings=settings):
+        await server.wait_for_sites(["site-1"])
+        state, context = {"w": np.ones(1)}, server.new_context()
+        result, replies = await stream_tensors(server, "models", "weights", ["site-1"], state, context, optional=True)
+        assert (result.outcomes, replies) == ({"not_sent": 1}, {})
+        with pytest.raises(SecurityError):
+            await stream_tensors(server, "models", "weights", ["site-1"], state, context, secure=True)

@@ -9,7 +9,7 @@ import msgspec
 
 from ..errors import CodecError
 from ..options import Limits
-from ..shareable import ReservedHeaderKey, ReturnCode, Shareable
+from ..shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from . import tags
 from .decode import Reader, make_shareable
 from .encode import FREE_BUDGET, Writer
@@ -54,6 +54,7 @@ class Encoded(msgspec.Struct, frozen=True, eq=False):
 
 
 _EMPTY: Final = Encoded(b"")
+_PLAIN_OK: Final = _encode((tags.FLAT, make_reply(ReturnCode.OK).headers, {}))
 
 
 class Decoding(msgspec.Struct, eq=False):
@@ -211,6 +212,8 @@ class Codec:
             UnknownTypeError, CodecError: as in :meth:`begin`.
         """
         raw = bytes(envelope)
+        if raw == _PLAIN_OK:  # most replies
+            return make_reply(ReturnCode.OK)
         size = len(raw)
         if size <= self._uncounted and size > 1 and raw[1] == tags.FLAT:
             try:

@@ -29,7 +29,7 @@ class Decoder(Protocol):
     def begin(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
 
 
-_UNCHARGED: Final = 4 * 1024
+UNCHARGED: Final = 4 * 1024
 """Bytes up to which an object is not counted against the budget: the stream's backlog bounds those."""
 
 
@@ -140,7 +140,7 @@ class Inbound:
             size = len(envelope)
             if size > limits.envelope:
                 raise RemoteProtocolError(f"envelope of {size} bytes, limit {limits.envelope}")
-            if size > _UNCHARGED:
+            if size > UNCHARGED:
                 self._budget.charge(self, size)
             try:
                 value = self._decoder.decode(envelope)
@@ -174,7 +174,7 @@ class Inbound:
         arrival.sizes = sizes
         self._arriving.append(arrival)
         if size <= SMALL_OBJECT:
-            if size > _UNCHARGED:
+            if size > UNCHARGED:
                 self._budget.charge(self, size)
             self._prepare(arrival, envelope)
         else:
@@ -285,7 +285,7 @@ class Inbound:
 
     def release(self, size: int) -> None:
         """End an object's reservation."""
-        if size > _UNCHARGED and not self._closed:
+        if size > UNCHARGED and not self._closed:
             self._budget.release(self, size)
 
     def clear(self) -> None:

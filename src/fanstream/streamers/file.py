@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, Protocol, get_args
+from typing import Any, BinaryIO, Final, Literal, Protocol, TypeGuard, get_args
 
 import anyio
 import anyio.to_thread
@@ -136,13 +136,13 @@ class FileProducer(ObjectProducer):
         return True if self._withdraw and taken else None
 
 
-def _open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def _open_regular(path: str, flags: int) -> int:
+    """Open a file, as an opener for `open`; ValueError if it is none."""
     # Without O_NONBLOCK, opening a named pipe waits for its writer.
-    flags = getattr(os, "O_NONBLOCK", 0)
-    file = open(path, "rb", opener=lambda name, given: os.open(name, given | flags))  # noqa: SIM115 - returned
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise ValueError(f"path is {os.fspath(path)!r}, expected a regular file")
+    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise ValueError(f"path is {path!r}, expected a regular file")
     return file
 
 
@@ -184,7 +184,7 @@ async def stream_file(
     seconds = check_timeout(timeout)
     context = {} if stream_ctx is None else stream_ctx
 
-    file = await anyio.to_thread.run_sync(_open_regular, path)
+    file = await anyio.to_thread.run_sync(lambda: open(os.fspath(path), "rb", opener=_open_regular))
     try:
         label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
         withdraw = options.gather != "all"
@@ -202,6 +202,16 @@ async def stream_file(
 
 class _BadFileError(Exception):
     """What arrived is no file, or not the one that was announced."""
+
+
+def _is_label(label: Any) -> TypeGuard[str]:
+    if not isinstance(label, str) or len(label) > _LABEL:
+        return False
+    try:
+        label.encode()
+    except UnicodeEncodeError:  # a lone surrogate, on which whoever prints the label would fail
+        return False
+    return True
 
 
 class FileConsumer(ObjectConsumer):
@@ -256,7 +266,7 @@ class FileConsumer(ObjectConsumer):
 
     def _begin(self, part: Shareable) -> None:
         label, size, algorithm = part.get("label"), part.get("size"), part.get("algorithm")
-        if self._folder != -1 or not isinstance(label, str) or len(label) > _LABEL or type(size) is not int:
+        if self._folder != -1 or not _is_label(label) or type(size) is not int:
             raise _BadFileError("a second beginning, or one without a proper label and size")
         if not isinstance(algorithm, str) or algorithm not in _HASHES:
             raise _BadFileError(f"a digest that is none of {', '.join(_HASHES)}")
