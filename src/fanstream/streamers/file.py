@@ -184,7 +184,7 @@ async def stream_file(
     seconds = check_timeout(timeout)
     context = {} if stream_ctx is None else stream_ctx
 
-    file = await anyio.to_thread.run_sync(lambda: open(os.fspath(path), "rb", opener=_open_regular))
+    file = await anyio.to_thread.run_sync(lambda: open(os.fspath(path), "rb", opener=_open_regular))  # noqa: SIM115 - closed below
     try:
         label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
         withdraw = options.gather != "all"
