@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 StreamContext = dict[str, Any]
-"""One stream's own dict: the opener's entries travel with OPEN, and each receiver gets a private copy."""
+"""One stream's own dict; the opener's entries travel with OPEN, and each receiver gets a private copy."""
 
 
 class StreamContextKey:
@@ -25,7 +25,7 @@ class StreamContextKey:
     TOPIC: Final = "__topic__"
     RC: Final = "__RC__"
     END_STREAM: Final = "__end_stream__"
-    """On the receiver only, never sent: a thread-safe ``(rc, fl_ctx=None)`` that ends the stream without waiting."""
+    """A thread-safe ``(rc, fl_ctx=None)`` that ends the stream without waiting; on the receiver only, never sent."""
 
 
 @dataclass(slots=True)

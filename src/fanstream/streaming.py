@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .options import StreamOptions
 
 Timeout = float | int | timedelta
-"""How long a site may take to answer one object: positive and finite; seconds, or a timedelta."""
+"""How long a site may take to answer one object; positive and finite, in seconds or as a timedelta."""
 
 
 class ObjectProducer(ABC):

@@ -14,10 +14,10 @@ the place of the producer:
 It returns how the stream ended, and each site's reply to the last object, by the site's name. A wrong argument is a
 ``TypeError`` or ``ValueError`` before anything is sent; whatever else ``stream_objects`` raises, it raises too.
 
-A registration takes the receiving site's engine, the channel and the topic, either of which may be ``"*"``, and the
-function that gets each whole: ``(whole, stream_ctx, fl_ctx)``, async, or sync and then called in a worker thread. What
-it returns is the reply to the last object; None means OK. What is not whole, or larger than is accepted, is answered
-with ``BAD_REQUEST_DATA`` and never reaches the function.
+A registration takes the receiving site's engine, channel and topic as in ``StreamEngine.register_stream_processing``,
+and the function that gets each whole: ``(whole, stream_ctx, fl_ctx)``, async, or sync and then called in a worker
+thread. What it returns is the reply to the last object; None means OK. What is not whole, or larger than is accepted,
+is answered with ``BAD_REQUEST_DATA`` and never reaches the function.
 """
 
 from __future__ import annotations

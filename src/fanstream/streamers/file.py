@@ -349,7 +349,7 @@ def register_files(
     ``fanstream.streamers``: its docstring tells.
 
     Raises:
-        ValueError: *directory* is none, or *max_size* is negative.
+        ValueError: *directory* is no directory that exists, or *max_size* is negative.
         NotImplementedError: this platform cannot open files relative to a directory, as Windows cannot.
     """
     check_engine(engine)
