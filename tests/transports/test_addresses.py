@@ -30,7 +30,7 @@ def test_a_final_slash_is_no_path(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("", "one of the schemes memory, tcp, unix"),
+        ("", "one of the schemes memory, tcp, "),
         ("hub:8002", "one of the schemes"),
         ("http://hub:8002", "one of the schemes"),
         ("tcp://hub", "expected tcp://host:port"),

@@ -29,17 +29,6 @@ class Faulty(Transport):
             return await super().dial(address)
 
 
-FLUSH_LOST = "MemoryWire gives up a flush when the other end does not run yet"
-FLUSH_STUCK = "SocketWire.close() is ignored while a flush is under way, so it waits for a peer that does not read"
-KNOWN = {
-    ("memory", "test_closing_with_flush_before_the_other_end_runs_loses_nothing"): FLUSH_LOST,
-    ("memory", "test_closing_ends_a_flush_that_does_not_get_on"): FLUSH_LOST,
-    ("tcp", "test_closing_ends_a_flush_that_does_not_get_on"): FLUSH_STUCK,
-    ("unix", "test_closing_ends_a_flush_that_does_not_get_on"): FLUSH_STUCK,
-}
-"""Defects that the suite has found. A line of what is mended has to go, for a test that passes against it fails."""
-
-
 @pytest.fixture
 def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
     kind: str = request.param
@@ -50,13 +39,6 @@ def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
         yield Faulty("memory://conformance-faulty")
     else:
         yield Transport({"memory": "memory://conformance", "tcp": "tcp://127.0.0.1:0"}[kind])
-
-
-@pytest.fixture(autouse=True)
-def expect_known_defects(request: pytest.FixtureRequest) -> None:
-    kind, name = request.node.callspec.params["transport"], request.node.originalname
-    if reason := KNOWN.get((kind, name)):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ class Ending:
 @asynccontextmanager
 async def connected(transport: Transport) -> AsyncIterator[Connection]:
     """Listen, dial, and yield both ends; whatever is open afterwards is closed."""
-    accepted = _Accepted()
+    accepted = Accepted()
     with anyio.fail_after(_PATIENCE):
         listener = await transport.listen(transport.address, accepted)
         try:
@@ -185,7 +185,7 @@ async def connected(transport: Transport) -> AsyncIterator[Connection]:
             accepted.close()
 
 
-class _Accepted:
+class Accepted:
     """Keeps the connections that a listener has accepted."""
 
     def __init__(self) -> None:
@@ -387,6 +387,15 @@ class TransportConformance:
             tg.start_soon(far.run)
             assert isinstance(await far.wait(), BrokenError)
 
+    async def test_a_wire_closed_and_never_run_wakes_the_other_end(self, transport: Transport) -> None:
+        async with connected(transport) as connection, anyio.create_task_group() as tg:
+            far = Ending(connection.far, ScriptedPump())
+            tg.start_soon(far.run)
+            await _turns(5)
+            connection.near.close()
+            with anyio.fail_after(_AT_ONCE):
+                assert isinstance(await far.wait(), BrokenError)
+
     async def test_a_pump_may_close_its_wire_when_it_hears_something(self, transport: Transport) -> None:
         async with connected(transport) as connection, anyio.create_task_group() as tg:
             pump = ScriptedPump(buffers=(10,))
@@ -444,7 +453,7 @@ class TransportConformance:
         async with connected(transport) as connection:
             address = connection.listener.address
             with pytest.raises(ConnectError) as caught:
-                await transport.listen(address, _Accepted())
+                await transport.listen(address, Accepted())
             assert address in str(caught.value)
             await connection.exchange(ScriptedPump(b"still"), ScriptedPump(b"there"))
 
@@ -453,7 +462,7 @@ class TransportConformance:
             address = connection.listener.address
             connection.listener.close()
             connection.listener.close()
-            accepted = _Accepted()
+            accepted = Accepted()
             second = await transport.listen(address, accepted)
             try:
                 assert second.address == address
@@ -487,7 +496,7 @@ class TransportConformance:
             heard[number] = bytes(pump.heard)
 
         with anyio.fail_after(_PATIENCE):
-            accepted = _Accepted()
+            accepted = Accepted()
             listener = await transport.listen(transport.address, accepted)
             try:
                 async with anyio.create_task_group() as tg:
