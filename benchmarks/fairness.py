@@ -149,7 +149,7 @@ def main() -> None:
     parser = arguments(__doc__)
     add_loops(parser)
     parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=8.0, help="how long each part takes, about")
+    parser.add_argument("--seconds", type=float, default=6.0, help="how long each part takes, about")
     options = parser.parse_args()
     size = GIB
     if options.quick:

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from .harness.figures import GIB, MIB, add_loops, add_rounds, add_sites, arguments, loops, say, spread
-from .harness.teams import Run, Team, cost, ratios, take_turns
+from .harness.figures import GIB, MIB, add_loops, add_rounds, add_sites, arguments, loops, say
+from .harness.teams import Run, Team, describe, named, take_turns
 from .peers import Work
 
 
@@ -59,10 +59,8 @@ def main() -> None:
                 take_turns(1, cells)  # warms up
                 runs = take_turns(options.rounds, cells)
                 for cell, found in runs.items():
-                    row = {"object": name, "sites": sites, "peer": "raw" if cell == "raw" else "fanstream"}
-                    if cell != "raw":
-                        row |= {"loop": cell, "of_raw": spread(ratios(found, runs["raw"], "gb_per_s"))}
-                    rows.append(row | {"gb_per_s": spread(run.gb_per_s for run in found), **cost(found)})
+                    row = {"object": name, "sites": sites, **named(cell)}
+                    rows.append(row | describe(found, runs["raw"], "gb_per_s"))
     say("large_objects", options, rows)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from .harness.figures import KIB, MIB, add_loops, add_rounds, arguments, loops, say, spread
-from .harness.teams import Team, cost, ratios, take_turns
+from .harness.teams import Team, describe, named, take_turns
 from .peers import Work
 
 SIZES = [100, KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB]
@@ -38,11 +38,9 @@ def main() -> None:
             cells = {name: partial(team.run, team.fit(work, seconds)) for name, team in teams.items()}
             runs = take_turns(options.rounds, cells)
             for cell, found in runs.items():
-                row = {"size": size, "window": WINDOW, "peer": "raw" if cell == "raw" else "fanstream"}
-                if cell != "raw":
-                    row |= {"loop": cell, "of_raw": spread(ratios(found, runs["raw"], "gb_per_s"))}
+                row = {"size": size, "window": WINDOW, **named(cell)}
                 row["us_per_object"] = spread(1e6 / run.replies_per_s for run in found)
-                rows.append(row | {"gb_per_s": spread(run.gb_per_s for run in found), **cost(found)})
+                rows.append(row | describe(found, runs["raw"], "gb_per_s"))
     say("object_size", options, rows)
 
 

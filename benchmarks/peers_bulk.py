@@ -27,7 +27,7 @@ def main() -> None:
     add_peers(parser)
     parser.add_argument("--malloc", nargs="+", choices=MALLOC, default=list(MALLOC))
     options = parser.parse_args()
-    seconds = 0.4
+    seconds = 0.25
     if options.quick:
         options.rounds, options.sites, options.malloc, seconds = 1, [1], ["as installed"], 0.02
     peers = chosen_peers(options)

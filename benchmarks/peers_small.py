@@ -20,7 +20,7 @@ def main() -> None:
     add_peers(parser)
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 64])
     options = parser.parse_args()
-    seconds = 0.4
+    seconds = 0.25
     if options.quick:
         options.rounds, options.sites, seconds = 1, [2], 0.02
     peers = chosen_peers(options)

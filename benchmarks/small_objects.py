@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from .harness.figures import add_loops, add_rounds, add_sites, arguments, loops, say, spread
-from .harness.teams import Run, Team, cost, ratios, take_turns
+from .harness.figures import add_loops, add_rounds, add_sites, arguments, loops, say
+from .harness.teams import Run, Team, describe, named, take_turns
 from .peers import Work
 
 SIZE = 100
@@ -43,10 +43,8 @@ def main() -> None:
                     cells[name] = partial(team.run, team.fit(Work(SIZE, 100, window, sites), seconds))
                 runs = take_turns(options.rounds, cells)
                 for cell, found in runs.items():
-                    row = {"window": window, "sites": sites, "peer": "raw" if cell == "raw" else "fanstream"}
-                    if cell != "raw":
-                        row |= {"loop": cell, "of_raw": spread(ratios(found, runs["raw"], "replies_per_s"))}
-                    rows.append(row | {"replies_per_s": spread(run.replies_per_s for run in found), **cost(found)})
+                    row = {"window": window, "sites": sites, **named(cell)}
+                    rows.append(row | describe(found, runs["raw"], "replies_per_s"))
     say("small_objects", options, rows)
 
 

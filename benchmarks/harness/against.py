@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..peers import LOCK_STEP, PEERS, Work, installed
 from .figures import spread
-from .teams import Run, Team, cost, ratios, take_turns
+from .teams import Run, Team, describe, ratios, take_turns
 
 OWN: Final = ("raw", "fanstream")
 OTHERS: Final = tuple(peer for peer in PEERS if peer not in OWN)
@@ -115,9 +115,7 @@ def _row(peer: str, runs: Sequence[Run], raws: Sequence[Run], figure: str) -> di
         "peer": peer,
         "sites": runs[0].work.sites,
         "window": runs[0].work.window,
-        figure: spread(getattr(run, figure) for run in runs),
-        "of_raw": spread(ratios(runs, raws, figure)),
-        **cost(runs),
+        **describe(runs, raws, figure),
     }
 
 

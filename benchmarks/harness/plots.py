@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from .figures import KIB, MIB
+
 Line = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -22,7 +24,7 @@ def colour(peer: str) -> str:
     return {"fanstream": OURS, "raw": RAW}.get(peer, OTHERS)
 
 
-def bars(axes: Any, rows: Rows, figure: str, title: str, *, log: bool = False) -> None:
+def bars(axes: Any, rows: Rows, figure: str, title: str) -> None:
     """One bar for each peer, the longest at the top; a thinner, paler one for each where memory settings are raised."""
     plain = [row for row in rows if row.get("malloc", "as installed") == "as installed"]
     ranked = sorted(plain, key=lambda row: middle(row, figure))
@@ -37,8 +39,6 @@ def bars(axes: Any, rows: Rows, figure: str, title: str, *, log: bool = False) -
         axes.annotate(label, (row[figure]["max"], place), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(ranked)), [row["peer"].replace("_", " ") for row in ranked], fontsize=8)
     axes.set_title(title, fontsize=9, loc="left")
-    if log:
-        axes.set_xscale("log")
     axes.margins(x=0.16)
 
 
@@ -72,7 +72,7 @@ def small_by_peer(line: Line) -> Any:
     figure, axes = panels(len(cells), 2, 3.2)
     for each, (window, sites) in zip(axes, cells, strict=True):
         chosen = [row for row in rows if (row["window"], row["sites"]) == (window, sites)]
-        bars(each, chosen, "replies_per_s", f"100-byte objects, window {window}, sites: {sites}", log=True)
+        bars(each, chosen, "replies_per_s", f"100-byte objects, window {window}, sites: {sites}")
         each.set_xlabel("object-replies per second", fontsize=8)
     return figure
 
@@ -107,11 +107,12 @@ def cost_by_size(line: Line) -> Any:
     ):
         for peer in ("raw", "fanstream"):
             rows = [row for row in line["rows"] if row["peer"] == peer]
-            for loop in sorted({row.get("loop", "") for row in rows}):
-                chosen = [row for row in rows if row.get("loop", "") == loop]
+            for loop in sorted({row["loop"] or "" for row in rows}):
+                chosen = [row for row in rows if (row["loop"] or "") == loop]
                 style = "--" if loop == "asyncio" else "-"
                 curve(each, chosen, "size", measure, f"{peer} {loop}".strip(), colour(peer), style)
         each.set_xscale("log", base=2)
+        each.set_xticks([KIB, 32 * KIB, MIB, 32 * MIB], ["1 KiB", "32 KiB", "1 MiB", "32 MiB"])
         each.set_yscale("log")
         each.set_xlabel("bytes of one object", fontsize=8)
         each.set_ylabel(label, fontsize=8)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from ..peers import Work
-from .figures import GIB, KIB, MIB
+from .figures import GIB, KIB, MIB, spread
 from .usage import Meter
 
 # An nvflare process needs seconds of CPU to start, and eight of them share the cores.
@@ -208,6 +208,20 @@ def take_turns(rounds: int, cells: Mapping[str, Callable[[], Run]]) -> dict[str,
 def ratios(runs: Sequence[Run], others: Sequence[Run], figure: str) -> Iterable[float]:
     """How *runs* compare with those of the same rounds: the figure of each by that of the other."""
     return (getattr(run, figure) / getattr(other, figure) for run, other in zip(runs, others, strict=True))
+
+
+def describe(runs: Sequence[Run], raws: Sequence[Run], figure: str) -> dict[str, Any]:
+    """What is said of some runs: a figure, its ratio to the raw socket's in the same round, and what they cost."""
+    return {
+        figure: spread(getattr(run, figure) for run in runs),
+        "of_raw": spread(ratios(runs, raws, figure)),
+        **cost(runs),
+    }
+
+
+def named(cell: str) -> dict[str, Any]:
+    """The peer and loop of a cell that is either the raw socket or fanstream on a loop."""
+    return {"peer": "raw", "loop": None} if cell == "raw" else {"peer": "fanstream", "loop": cell}
 
 
 def cost(runs: Sequence[Run]) -> dict[str, Any]:

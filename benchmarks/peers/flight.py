@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import numpy as np
@@ -128,8 +128,9 @@ async def site(address: str, index: int) -> AsyncIterator[None]:
                 while True:
                     reader.read_chunk()
                     writer.write_metadata(b"k")
-            except StopIteration:
-                writer.close()
+            except (StopIteration, pa.flight.FlightCancelledError):
+                with suppress(pa.flight.FlightCancelledError):
+                    writer.close()
 
         writer.begin(SCHEMA)
         thread = threading.Thread(target=answer)
@@ -137,4 +138,5 @@ async def site(address: str, index: int) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            thread.join(10)
+            reader.cancel()
+            thread.join()
