@@ -125,6 +125,12 @@ class Federation:
             found += [f"{engine.name}: legs {link.core.legs}" for link in engine._links if link.core.legs]
             if len(engine.deadlines) > len(engine._links) + (engine._sweep is not None):
                 found.append(f"{engine.name}: {len(engine.deadlines)} deadlines, {len(engine._links)} links")
+            shared, greeting = engine._links._shared, engine._links._half_open
+            if shared.budget.used or shared.relays.used or greeting:
+                found.append(
+                    f"{engine.name}: {shared.budget.used} bytes reserved, {shared.relays.used} bytes for relays, "
+                    f"{greeting} links that have not greeted"
+                )
         return found
 
     async def settle(self) -> None:

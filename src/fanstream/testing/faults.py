@@ -48,7 +48,8 @@ class Direction:
         self._free_at = -math.inf  # when the rate lets the next byte start
         self._stalled = False
         self._left = math.inf  # bytes that may arrive before the cut
-        self._ended = False  # the sender has closed; what is under way still arrives
+        self._ended = False  # the sender has closed
+        self._end_due = math.inf  # when its receiver hears of that, after all that is under way
         self._cutter = FrameCutter()
         self._wake_sender: Callable[[], object] = _nobody
         self._wake_receiver: Callable[[], object] = _nobody
@@ -108,15 +109,17 @@ class Direction:
 
     @property
     def _due(self) -> float:
-        """When the next piece arrives; infinite when none is under way, or none may."""
-        return math.inf if self._stalled or not self._way else self._way[0][0]
+        """When the next piece or the end arrives; infinite when nothing is under way, or nothing may arrive."""
+        if self._stalled:
+            return math.inf
+        return self._way[0][0] if self._way else self._end_due
 
     def _take(self, now: float) -> memoryview | None:
         """Return what has arrived and was not taken; None when there is nothing."""
         if self._left <= 0 and not self._stalled:
             self._cut()
             return None
-        if self._due > now + _SOON:
+        if not self._way or self._due > now + _SOON:
             return None
         return self._way[0][1][: min(_PIECE, int(min(self._left, _PIECE)))]
 
@@ -129,14 +132,15 @@ class Direction:
         self.arrived += count
         self._wake_sender()
 
-    @property
-    def _through(self) -> bool:
-        """Whether the sender has closed and all of it has arrived."""
-        return self._ended and not self._way and not self._stalled
+    def _through(self, now: float) -> bool:
+        """Whether the sender has closed, and that and all before it has arrived."""
+        return self._ended and not self._way and self._due <= now + _SOON
 
-    def _end(self) -> None:
-        self._ended = True
-        self._wake_receiver()
+    def _end(self, now: float) -> None:
+        if not self._ended:
+            self._ended = True
+            self._end_due = max(now + self.delay, self._way[-1][0] if self._way else now)
+            self._wake_receiver()
 
     def _clear(self) -> None:
         self._way.clear()
@@ -251,7 +255,7 @@ class FaultyWire(Wire):
             self._in._taken(count)
             total += count
             pump.received(count)
-        if self._in._through and not self._closed:
+        if not self._closed and self._in._through(self._time()):
             self._reason = self._reason or BrokenError(f"{self._name}: the other end closed it")
             self._closed = True
         return total
@@ -272,7 +276,7 @@ class FaultyWire(Wire):
     def _finish(self) -> None:
         self._closed = True
         self._link.alive = False
-        self._out._end()
+        self._out._end(self._time())
         self._in._way.clear()  # nobody is left to take it
         self._in._size = 0
 

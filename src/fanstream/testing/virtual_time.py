@@ -7,12 +7,14 @@ What it needs is that nothing from outside can still come, so it knows two thing
 - a **socket**: there is no telling whether bytes are still under way in it, so ``VirtualTimeLoop`` refuses to watch
   one. Links are ``memory://``.
 
-While code runs the clock stands still: a loop that waits by looking at the time without awaiting never ends.
+While code runs the clock stands still: a loop that waits by looking at the time without awaiting never ends. Its ticks
+are those of a real clock, about a microsecond, so that sums and differences of moments agree in spite of rounding.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import threading
 import time
@@ -22,6 +24,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
+
+TICK: Final = 2.0**-20
+"""What the time is a multiple of, in seconds: a power of two, so that for centuries such sums are exact."""
 
 _PACE: Final = 0.01  # seconds until it is looked again whether a thread is still at work; it may just have reported
 _T = TypeVar("_T")
@@ -44,14 +49,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on; what is due runs in the loop's next turn.
+        """Move the clock on, to the next tick; what is due runs in the loop's next turn.
 
         Raises:
             ValueError: *seconds* is negative.
         """
         if seconds < 0:
             raise ValueError(f"seconds is {seconds}, expected at least 0: time does not go back")
-        self._now += seconds
+        self._now = math.ceil((self._now + seconds) / TICK) * TICK
 
     @property
     def held(self) -> bool:
@@ -133,7 +138,7 @@ def trio_backend() -> tuple[str, dict[str, Any]]:
     """
     from trio.testing import MockClock
 
-    from .trio_threads import ThreadWatch
+    from .trio_clock import ClockKeeper
 
     clock = MockClock(autojump_threshold=0)
-    return "trio", {"clock": clock, "instruments": [ThreadWatch(clock)]}
+    return "trio", {"clock": clock, "instruments": [ClockKeeper(clock, TICK)]}

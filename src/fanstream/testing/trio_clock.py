@@ -1,4 +1,4 @@
-"""Keeps Trio's mock clock from jumping ahead of worker threads, of which it knows nothing."""
+"""Keeps Trio's mock clock from jumping ahead of worker threads, of which it knows nothing, and gives it a tick."""
 
 from __future__ import annotations
 
@@ -14,12 +14,23 @@ import trio.testing
 _RUN_SYNC: Final[CodeType] = inspect.unwrap(trio.to_thread.run_sync).__code__
 
 
-class ThreadWatch(trio.abc.Instrument):
-    """While a task waits for a worker thread, has *clock* go at the pace of the real one instead of jumping."""
+class ClockKeeper(trio.abc.Instrument):
+    """While a task waits for a worker thread, has *clock* go at the pace of the real one instead of jumping.
 
-    def __init__(self, clock: trio.testing.MockClock) -> None:
+    Args:
+        clock: the run's.
+        tick: what the time that tasks see is a multiple of, in seconds.
+    """
+
+    def __init__(self, clock: trio.testing.MockClock, tick: float) -> None:
         self._clock = clock
+        self._tick = tick
         self._waiting: set[trio.lowlevel.Task] = set()
+
+    def before_io_wait(self, timeout: float) -> None:
+        beyond = self._clock.current_time() % self._tick
+        if beyond:
+            self._clock.jump(self._tick - beyond)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         if _waits_for_thread(task.coro):
