@@ -117,7 +117,7 @@ async def test_more_entries_than_are_accepted_are_refused() -> None:
         result, replies = await stream_container(server, "data", "all", ["site-1"], [1, 2, 3], context)
         assert (await stream_container(server, "data", "all", ["site-1"], [1, 2], context))[0].complete
     assert result.rc == "BAD_REQUEST_DATA"
-    assert replies == {}
+    assert "expected whole numbers up to 2" in replies["site-1"].get_header("reason")
     assert got == [[1, 2]]
 
 

@@ -11,8 +11,9 @@ the place of the producer:
 - ``options``: as there; a window of 8 when None, since no reply decides what is sent next. With a gather other than
   ``"all"`` the stream ends once the last gather is complete, and slower sites are cancelled.
 
-It returns how the stream ended, and each site's reply to the last object, by the site's name. A wrong argument is a
-``TypeError`` or ``ValueError`` before anything is sent; whatever else ``stream_objects`` raises, it raises too.
+It returns how the stream ended, and each site's reply to the last object, by the site's name; a site that refused an
+object before has that reply there, whose header ``reason`` says why. A wrong argument is a ``TypeError`` or
+``ValueError`` before anything is sent; whatever else ``stream_objects`` raises, it raises too.
 
 A registration takes the receiving site's engine, channel and topic as in ``StreamEngine.register_stream_processing``,
 and the function that gets each whole: ``(whole, stream_ctx, fl_ctx)``, async, or sync and then called in a worker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -34,19 +34,17 @@ class ContainerProducer(EntryProducer):
 
     def __init__(self, container: Container, timeout: Timeout = 60.0, *, withdraw: bool = False) -> None:
         if type(container) is dict:
-            entries = [{"kind": "dict", "key": key, "value": value} for key, value in container.items()]
+            entries = [{"key": key, "value": value} for key, value in container.items()]
         elif type(container) is list or type(container) is set:
-            entries = [{"kind": type(container).__name__, "value": value} for value in container]
+            entries = [{"value": value} for value in container]
         else:
             raise TypeError(f"container is of type {type(container).__name__}, expected a dict, a list or a set")
         super().__init__(entries, timeout, withdraw=withdraw)
         self._kind = type(container).__name__
 
-    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Timeout]:
-        produced, timeout = await super().produce(stream_ctx, fl_ctx)
-        if produced is not None:
-            produced["kind"] = self._kind  # an empty container has no entry to say so
-        return produced, timeout
+    async def part(self) -> tuple[Mapping[str, Any], bool]:
+        part, last = await super().part()
+        return {**part, "kind": self._kind}, last  # an empty container has no entry to say so
 
 
 class _ContainerConsumer(EntryConsumer):

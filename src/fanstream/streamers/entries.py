@@ -10,25 +10,22 @@ import anyio
 
 from ..adapters import call
 from ..context import FLContext, StreamContext
-from ..outgoing import check_timeout
 from ..shareable import ReturnCode, Shareable, make_reply
-from ..streaming import ConsumerFactory, ObjectConsumer, ObjectProducer, Timeout
+from ..streaming import ConsumerFactory, ObjectConsumer, Timeout
+from .whole import WholeProducer
 
 
 class BadEntryError(Exception):
     """What arrived is not the next entry of the whole; the opener is told so."""
 
 
-class EntryProducer(ObjectProducer):
+class EntryProducer(WholeProducer):
     """Sends entries in order, each as one object with its index and their count; an empty whole is one object.
 
     Args:
         entries: what each object carries; not to be changed while the stream runs.
         timeout: how long a site may take to answer one entry.
         withdraw: end the stream as soon as the last gather is complete, without waiting for sites outside a quorum.
-
-    Attributes:
-        replies: site name to its reply to the last object; empty before.
 
     Raises:
         TypeError, ValueError: *timeout* is no positive and finite time.
@@ -37,30 +34,15 @@ class EntryProducer(ObjectProducer):
     def __init__(
         self, entries: Sequence[Mapping[str, Any]], timeout: Timeout = 60.0, *, withdraw: bool = False
     ) -> None:
+        super().__init__(timeout, withdraw=withdraw)
         self._entries = entries
-        self._timeout = check_timeout(timeout)
-        self._withdraw = withdraw
-        self._total = max(1, len(entries))
-        self._produced = 0
-        self._judged = 0
-        self.replies: dict[str, Shareable] = {}
+        self._next = 0
 
-    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Timeout]:
-        index = self._produced
-        if index == self._total:
-            return None, 0
-        self._produced += 1
+    async def part(self) -> tuple[Mapping[str, Any], bool]:
+        index, count = self._next, len(self._entries)
+        self._next += 1
         entry = self._entries[index] if self._entries else {}
-        return Shareable({**entry, "index": index, "count": len(self._entries)}), self._timeout
-
-    async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
-        self._judged += 1
-        if self._judged < self._total:
-            return None
-        self.replies = replies
-        # Not before a site has taken it: a value that is not None would call a stream that nobody took OK.
-        taken = any(reply.get_return_code() == ReturnCode.OK for reply in replies.values())
-        return True if self._withdraw and taken else None
+        return {**entry, "index": index, "count": count}, self._next >= count
 
 
 class EntryConsumer(ObjectConsumer):

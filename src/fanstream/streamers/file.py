@@ -22,8 +22,9 @@ from ..engine import StreamEngine
 from ..options import GIB, KIB, MIB, StreamOptions
 from ..outgoing import check_timeout
 from ..shareable import ReturnCode, Shareable, make_reply
-from ..streaming import ConsumerFactory, ObjectConsumer, ObjectProducer, Registration, StreamResult, Timeout
+from ..streaming import ConsumerFactory, ObjectConsumer, Registration, StreamResult, Timeout
 from .arguments import check_callback, check_engine, check_number, check_options
+from .whole import WholeProducer
 
 Digest = Literal["blake2b", "xxh3"]
 """BLAKE2b of 32 bytes, which is also a name for the content; or XXH3 of 16, which is several times faster."""
@@ -66,7 +67,7 @@ class ReceivedFile:
 # --- The sender ---
 
 
-class FileProducer(ObjectProducer):
+class FileProducer(WholeProducer):
     """Sends an open file: its label and size, its chunks, its digest. Reads in worker threads.
 
     Args:
@@ -76,41 +77,28 @@ class FileProducer(ObjectProducer):
         digest: what checks the whole.
         timeout: how long a site may take to answer one object.
         withdraw: end the stream as soon as the last gather is complete, without waiting for sites outside a quorum.
-
-    Attributes:
-        replies: site name to its reply to the last object; empty before.
     """
 
     def __init__(
-        self, file: BinaryIO, label: str, chunk_size: int, digest: Digest, timeout: float, *, withdraw: bool
+        self, file: BinaryIO, label: str, chunk_size: int, digest: Digest, timeout: Timeout, *, withdraw: bool
     ) -> None:
+        super().__init__(timeout, withdraw=withdraw)
         self._file = file
         self._label = label
         self._chunk_size = chunk_size
         self._algorithm = digest
         self._hash = _HASHES[digest]()
-        self._timeout = timeout
-        self._withdraw = withdraw
         self._stat = os.fstat(file.fileno())
         self._left = self._stat.st_size  # bytes
-        self._state = "begin"
-        self._open = 0  # objects whose replies have not been judged
-        self.replies: dict[str, Shareable] = {}
+        self._begun = False
 
-    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Timeout]:
-        if self._state == "over":
-            return None, 0
-        part: dict[str, Any]
-        if self._state == "begin":
-            self._state = "chunks"
-            part = {"part": "begin", "label": self._label, "size": self._left, "algorithm": self._algorithm}
-        elif chunk := await anyio.to_thread.run_sync(self._read):
-            part = {"part": "chunk", "data": chunk}
-        else:
-            self._state = "over"
-            part = {"part": "end", "size": self._stat.st_size, "digest": self._hash.digest()}
-        self._open += 1
-        return Shareable(part), self._timeout
+    async def part(self) -> tuple[Mapping[str, Any], bool]:
+        if not self._begun:
+            self._begun = True
+            return {"part": "begin", "label": self._label, "size": self._left, "algorithm": self._algorithm}, False
+        if chunk := await anyio.to_thread.run_sync(self._read):
+            return {"part": "chunk", "data": chunk}, False
+        return {"part": "end", "size": self._stat.st_size, "digest": self._hash.digest()}, True
 
     def _read(self) -> bytes:
         chunk = self._file.read(min(self._chunk_size, self._left))
@@ -126,14 +114,6 @@ class FileProducer(ObjectProducer):
         # Files of /proc have more to read than their size says.
         if self._left or not same or self._file.read(1):
             raise OSError(f"{self._file.name} of {before.st_size} bytes changed while it was sent: no site keeps it")
-
-    async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
-        self._open -= 1
-        if self._open or self._state != "over":
-            return None
-        self.replies = replies
-        taken = any(reply.get_return_code() == ReturnCode.OK for reply in replies.values())
-        return True if self._withdraw and taken else None
 
 
 def _open_regular(path: str, flags: int) -> int:

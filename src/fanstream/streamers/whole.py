@@ -1,0 +1,54 @@
+"""A whole in parts: what the producers of all streamers do with replies."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from ..context import FLContext, StreamContext
+from ..outgoing import check_timeout
+from ..shareable import ReturnCode, Shareable
+from ..streaming import ObjectProducer, Timeout
+
+
+class WholeProducer(ObjectProducer):
+    """Sends a whole, each part as one object, and keeps what the sites replied.
+
+    Args:
+        timeout: how long a site may take to answer one object.
+        withdraw: end the stream as soon as the last gather is complete, without waiting for sites outside a quorum.
+
+    Attributes:
+        replies: site name to its reply to the last object, or, where there is none, to its latest reply that was not
+            OK: a site that refuses a part takes no further ones.
+
+    Raises:
+        TypeError, ValueError: *timeout* is no positive and finite time.
+    """
+
+    def __init__(self, timeout: Timeout, *, withdraw: bool) -> None:
+        self._timeout = check_timeout(timeout)
+        self._withdraw = withdraw
+        self._over = False
+        self._open = 0  # objects whose replies have not been judged
+        self.replies: dict[str, Shareable] = {}
+
+    @abstractmethod
+    async def part(self) -> tuple[Mapping[str, Any], bool]:
+        """Return what the next object holds, and whether it is the last."""
+
+    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Timeout]:
+        if self._over:
+            return None, 0
+        part, self._over = await self.part()
+        self._open += 1
+        return Shareable(part), self._timeout
+
+    async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
+        self._open -= 1
+        fine = {site for site, reply in replies.items() if reply.get_return_code() == ReturnCode.OK}
+        last = self._over and not self._open
+        self.replies.update((site, reply) for site, reply in replies.items() if last or site not in fine)
+        # Not before a site has taken it: a value that is not None would call a stream that nobody took OK.
+        return True if last and self._withdraw and fine else None
