@@ -25,7 +25,19 @@ from fanstream import (
     make_reply,
 )
 from fanstream.errors import BrokenError, ClosedError
-from tests.federation import QUICK, Blocked, Keeper, Numbers, everywhere, federation, hubs, until
+from tests.federation import (
+    QUICK,
+    Blocked,
+    Keeper,
+    Numbers,
+    check_elapsed,
+    everywhere,
+    federation,
+    hubs,
+    is_real,
+    long_or_short,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -211,9 +223,12 @@ async def test_an_end_that_overruns_is_an_execution_exception(transport: str) ->
         async def done(self, stream_ctx: StreamContext, fl_ctx: FLContext, **kwargs: Any) -> Any:
             await anyio.sleep_forever()
 
-    async with federation(transport, 1, settings=EngineSettings(finalize_timeout=0.1)) as fed:
+    timeout = long_or_short(transport, EngineSettings().finalize_timeout, 0.1)
+    async with federation(transport, 1, settings=EngineSettings(finalize_timeout=timeout)) as fed:
         Slow().register(fed.sites["site-1"])
-        result = await fed.stream(Numbers(1))
+        began = anyio.current_time()
+        result = await fed.stream(Numbers(1), options=StreamOptions(end_timeout=60))
+        check_elapsed(transport, began, timeout)
         assert result.sites["site-1"].rc == "EXECUTION_EXCEPTION"
 
 
@@ -264,13 +279,16 @@ async def test_end_stream_ends_the_stream_from_any_thread(transport: str) -> Non
 
 @everywhere
 async def test_idle_timeout_ends_a_quiet_stream(transport: str) -> None:
-    async with federation(transport, 1, settings=EngineSettings(idle_timeout=0.2)) as fed:
+    idle_timeout = long_or_short(transport, 20, 0.1)
+    async with federation(transport, 1, settings=EngineSettings(idle_timeout=idle_timeout)) as fed:
         keeper = Keeper().register(fed.sites["site-1"])
-        gate = anyio.Event()
 
         async def wait() -> None:
-            await until(lambda: bool(keeper.rcs))
-            gate.set()
+            began = anyio.current_time()
+            await until(lambda: bool(keeper.rcs), idle_timeout + 5)
+            assert keeper.ended_at is not None
+            if not is_real(transport):
+                assert keeper.ended_at - began == pytest.approx(idle_timeout, abs=0.002)
 
         result = await fed.stream(Numbers(2, judge=lambda seq, replies: wait() if seq == 0 else None))
         assert keeper.rcs == ["TIMEOUT"]

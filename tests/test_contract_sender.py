@@ -11,6 +11,7 @@ import pytest
 
 from fanstream import (
     Drop,
+    EngineSettings,
     FLContext,
     ObjectProducer,
     Quorum,
@@ -22,7 +23,18 @@ from fanstream import (
     make_reply,
 )
 from fanstream.errors import CodecError, SecurityError
-from tests.federation import QUICK, Keeper, Numbers, Watching, everywhere, federation, until
+from tests.federation import (
+    QUICK,
+    Keeper,
+    Numbers,
+    Watching,
+    check_elapsed,
+    everywhere,
+    federation,
+    is_real,
+    long_or_short,
+    until,
+)
 
 pytestmark = [pytest.mark.anyio, everywhere]
 
@@ -192,8 +204,11 @@ async def test_a_slow_site_times_out_and_its_late_reply_is_counted(transport: st
 
         Keeper().register(fed.sites["site-1"])
         slow = Keeper(wait).register(fed.sites["site-2"])
-        producer = Watching(2, timeout=[0.1, 5], judge=lambda seq, replies: gate.set())
+        timeout = long_or_short(transport, 30, 0.1)
+        producer = Watching(2, timeout=[timeout, 5], judge=lambda seq, replies: gate.set())
+        began = anyio.current_time()
         result = await fed.stream(producer)
+        check_elapsed(transport, began, timeout)
         assert producer.rcs("site-1") == ["OK", "OK"]
         assert producer.rcs("site-2") == ["TIMEOUT", "OK"]
         assert producer.replies[1]["site-2"]["n"] == 1
@@ -211,6 +226,8 @@ async def test_an_unreachable_site_is_a_communication_error_at_once(transport: s
         producer = Numbers(3, timeout=30)
         started = anyio.current_time()
         result = await fed.stream(producer, ["site-1", "ghost"])
+        if not is_real(transport):
+            check_elapsed(transport, started, 0)
         assert anyio.current_time() - started < 5
         assert producer.rcs("site-1") == ["OK"] * 3
         assert producer.rcs("ghost") == ["COMMUNICATION_ERROR"] * 3
@@ -303,6 +320,26 @@ async def test_registration_grace_lets_a_receiver_start_later(transport: str) ->
         assert result.complete
 
 
+async def test_registration_grace_ends(transport: str) -> None:
+    grace = long_or_short(transport, EngineSettings().registration_grace, 0.1)
+    async with federation(transport, 1, settings=EngineSettings(registration_grace=grace)) as fed:
+        producer = Numbers(1, timeout=30)
+        began = anyio.current_time()
+        await fed.stream(producer)
+        check_elapsed(transport, began, grace)
+        assert producer.rcs("site-1") == ["TOPIC_UNKNOWN"]
+
+
+async def test_connect_grace_ends(transport: str) -> None:
+    grace = long_or_short(transport, 45, 0.1)
+    async with federation(transport, 0) as fed:
+        producer = Numbers(1, timeout=30)
+        began = anyio.current_time()
+        await fed.stream(producer, ["ghost"], options=StreamOptions(connect_grace=grace))
+        check_elapsed(transport, began, grace)
+        assert producer.rcs("ghost") == ["COMMUNICATION_ERROR"]
+
+
 async def test_targets_are_checked_before_anything_is_sent(transport: str) -> None:
     wrong: list[tuple[Any, type[Exception]]] = [
         ([], ValueError),
@@ -384,8 +421,11 @@ async def test_a_quorum_is_not_met_at_the_deadline(transport: str) -> None:
 
         Keeper().register(fed.sites["site-1"])
         Keeper(wait).register(fed.sites["site-2"])
-        producer = Numbers(1, timeout=0.1, judge=lambda seq, replies: gate.set())
+        timeout = long_or_short(transport, 30, 0.1)
+        producer = Numbers(1, timeout=timeout, judge=lambda seq, replies: gate.set())
+        began = anyio.current_time()
         result = await fed.stream(producer, options=StreamOptions(gather=Quorum(2)))
+        check_elapsed(transport, began, timeout)
         assert result.rc == "TIMEOUT"
         assert producer.rcs("site-2") == ["TIMEOUT"]
 
@@ -406,8 +446,11 @@ async def test_drop_gives_up_a_site_after_n_timeouts(transport: str) -> None:
         slow.do = block
         Keeper().register(fed.sites["site-1"])
         slow.register(fed.sites["site-2"])
-        producer = Numbers(5, timeout=0.1)
+        timeout = long_or_short(transport, 30, 0.1)
+        producer = Numbers(5, timeout=timeout)
+        began = anyio.current_time()
         result = await fed.stream(producer, options=StreamOptions(straggler=Drop(2), max_lag=8))
+        check_elapsed(transport, began, 2 * timeout)
         assert producer.rcs("site-2")[:2] == ["TIMEOUT", "TIMEOUT"]
         assert producer.rcs("site-1") == ["OK"] * 5
         assert result.sites["site-2"].outcomes == {"timed_out": 2, "not_sent": 3}
@@ -426,10 +469,12 @@ async def test_stall_timeout_drops_a_site_that_holds_the_stream(transport: str) 
         slow.do = block
         Keeper().register(fed.sites["site-1"])
         slow.register(fed.sites["site-2"])
-        producer = Numbers(5, timeout=0.05)
-        started = anyio.current_time()
-        result = await fed.stream(producer, options=StreamOptions(stall_timeout=0.3))
-        assert anyio.current_time() - started >= 0.3
+        timeout = long_or_short(transport, 20, 0.05)
+        stall_timeout = long_or_short(transport, StreamOptions().stall_timeout, 0.2)
+        producer = Numbers(5, timeout=timeout)
+        began = anyio.current_time()
+        result = await fed.stream(producer, options=StreamOptions(stall_timeout=stall_timeout))
+        check_elapsed(transport, began, 2 * timeout + stall_timeout)
         assert producer.rcs("site-1") == ["OK"] * 5
         assert result.sites["site-2"].outcomes == {"timed_out": 2, "not_sent": 3}
         assert result.sites["site-2"].rc == "TIMEOUT"
@@ -444,8 +489,11 @@ async def test_up_to_the_backlog_a_site_delays_no_other(transport: str) -> None:
 
         Keeper().register(fed.sites["site-1"])
         slow = Keeper(wait).register(fed.sites["site-2"])
-        producer = Numbers(4, timeout=0.05, judge=lambda seq, replies: gate.set() if seq == 3 else None)
+        timeout = long_or_short(transport, 20, 0.05)
+        producer = Numbers(4, timeout=timeout, judge=lambda seq, replies: gate.set() if seq == 3 else None)
+        began = anyio.current_time()
         result = await fed.stream(producer, options=StreamOptions(max_lag=3))
+        check_elapsed(transport, began, 4 * timeout)
         assert producer.rcs("site-2") == ["TIMEOUT"] * 4
         assert slow.seen == [0, 1, 2, 3]
         assert result.sites["site-2"].late == 4
@@ -461,7 +509,10 @@ async def test_end_timeout_bounds_the_wait_for_acknowledgements(transport: str) 
 
         Keeper().register(fed.sites["site-1"])
         Slow().register(fed.sites["site-2"])
-        result = await fed.stream(Numbers(1), options=StreamOptions(end_timeout=0.2))
+        end_timeout = long_or_short(transport, StreamOptions().end_timeout, 0.2)
+        began = anyio.current_time()
+        result = await fed.stream(Numbers(1), options=StreamOptions(end_timeout=end_timeout))
+        check_elapsed(transport, began, end_timeout)
         gate.set()
         assert result.sites["site-1"].rc == "OK"
         assert result.sites["site-2"].rc == "TIMEOUT"

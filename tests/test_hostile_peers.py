@@ -33,6 +33,7 @@ from tests.federation import (
     delayed,
     federation,
     hubs,
+    is_real,
     on_memory,
     over_sockets,
     until,
@@ -77,11 +78,6 @@ class Forger:
         return self._said()
 
 
-def is_real(transport: str) -> bool:
-    """Whether time is."""
-    return transport in ("tcp", "unix")
-
-
 def small(count: int) -> list[dict[str, Any]]:
     return [{"n": number} for number in range(count)]
 
@@ -95,7 +91,7 @@ async def besieged(
     transport: str, sites: int = 1, *, settings: EngineSettings | None = None
 ) -> AsyncIterator[Federation]:
     """A hub and honest sites, with a stream between them that runs on whatever happens; nothing may be left of it."""
-    async with federation(transport, sites, settings=settings, seconds=50 if is_real(transport) else 3600) as fed:
+    async with federation(transport, sites, settings=settings) as fed:
         for site in fed.sites.values():
             Keeper().register(site)
         honest = fed.server.open_stream("models", "weights", list(fed.sites))
