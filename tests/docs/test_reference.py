@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -24,5 +25,5 @@ def test_the_page_names_what_is_public(module: object) -> None:
 
 @pytest.mark.parametrize("settings", [StreamOptions, EngineSettings, Limits])
 def test_every_field_is_documented_once_in_its_order(settings: type[BaseModel]) -> None:
-    told = re.findall(r"^        (\w+): ", settings.__doc__ or "", re.MULTILINE)
+    told = re.findall(r"^    (\w+): ", inspect.cleandoc(settings.__doc__ or ""), re.MULTILINE)
     assert told == list(settings.model_fields)

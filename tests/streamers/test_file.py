@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from fanstream import (
 from fanstream.errors import SecurityError
 from fanstream.streamers import ReceivedFile, register_files, stream_file
 from fanstream.streamers.file import FileConsumer
+from fanstream.testing import FaultyNetwork
 from tests.federation import until
 from tests.test_abort import Strike
 
@@ -434,6 +436,22 @@ async def test_an_abort_while_the_application_looks_at_the_file_removes_it(who: 
         result, _ = await stream_file(server, "files", "one", ["site-1"], source, context)
         assert result.sites["site-1"].rc == "TASK_ABORTED"
         await until(lambda: names_in(inbox) == [])
+
+
+@pytest.mark.parametrize("after", [1, 500, 2000, 4000, 5500])
+async def test_a_link_that_breaks_leaves_no_file(after: int, source: Path, inbox: Path) -> None:
+    with FaultyNetwork() as network:
+        async with pair() as (server, site):
+            register_files(site, "files", "one", inbox)
+            send = partial(stream_file, server, "files", "one", ["site-1"], source, chunk_size=1000)
+            assert (await send(server.new_context()))[0].complete
+            (whole,) = names_in(inbox)
+            link = network.link("server")  # the first stream has made it
+            link.up.cut_after(after)
+            result, _ = await send(server.new_context())
+            assert result.sites["site-1"].rc == "COMMUNICATION_ERROR"
+            await until(lambda: not site._incoming)
+            assert names_in(inbox) == [whole]
 
 
 # --- Arguments ---
