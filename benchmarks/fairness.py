@@ -150,14 +150,14 @@ def main() -> None:
     add_loops(parser)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=6.0, help="how long each part takes, about")
+    parser.add_argument("--size", type=int, default=GIB, help="bytes of an object of the stream that fills the link")
     options = parser.parse_args()
-    size = GIB
     if options.quick:
-        options.streams, options.seconds, size = 20, 0.2, 8 * MIB
+        options.streams, options.seconds, options.size = 20, 0.2, 8 * MIB
     rows: list[dict[str, Any]] = []
     for loop in options.loops or loops():
         backend = {"use_uvloop": loop == "uvloop"}
-        rows += anyio.run(measure, loop, options.seconds, options.streams, size, backend_options=backend)
+        rows += anyio.run(measure, loop, options.seconds, options.streams, options.size, backend_options=backend)
     say("fairness", options, rows)
 
 

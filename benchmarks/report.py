@@ -33,7 +33,7 @@ SUITE: Final[tuple[tuple[str, ...], ...]] = (
     ("fairness",),
     ("idle",),
     ("large_objects",),
-    ("large_objects", "--transport", "unix", "--sites", "1", "4"),
+    ("large_objects", "--transport", "unix", "--sites", "1", "4", "--loop", "uvloop"),
     ("peers_bulk",),
     ("peers_small",),
 )

@@ -19,7 +19,7 @@ from .usage import Meter
 
 # An nvflare process needs seconds of CPU to start, and eight of them share the cores.
 START_TIMEOUT: Final = 120.0
-RUN_TIMEOUT: Final = 300.0
+RUN_TIMEOUT: Final = 90.0
 # Objects from here on are data: what counts is bytes. Below, what counts is objects.
 _BULK: Final = 64 * KIB
 
