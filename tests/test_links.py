@@ -311,7 +311,6 @@ class TestOnVirtualTime:
                 await fed.server.wait_for_sites(["site-1"])
                 assert anyio.current_time() - began <= 0.06, "at once after a link that was good"
 
-    @pytest.mark.xfail(strict=True, reason="a second dial replaces a link whose greeting is still under way")
     async def test_a_stream_cancelled_while_it_dials_does_not_harm_the_next(self) -> None:
         with FaultyNetwork(delayed(1)):
             async with federation("local", 1, seconds=400) as fed:
@@ -321,7 +320,6 @@ class TestOnVirtualTime:
                 assert impatient.cancelled_caught
                 assert (await fed.stream(Numbers(2, timeout=30))).complete
 
-    @pytest.mark.xfail(strict=True, reason="reach() returns links that have ended while it waited for others")
     async def test_a_link_that_ends_while_another_is_dialled_is_not_used(self) -> None:
         with FaultyNetwork() as network:
             async with federation("local", 2, seconds=400) as fed:

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from .context import FLContext, StreamContext
-from .shareable import ReturnCode, Shareable, make_reply
+from .shareable import Shareable
 from .streaming import ConsumerFactory, ObjectConsumer, ObjectProducer, Timeout
 
 _T = TypeVar("_T")

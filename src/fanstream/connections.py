@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import anyio
 
 from . import transports
-from .errors import NameInUseError, RemoteProtocolError, TransportError
+from .errors import ConnectError, NameInUseError, RemoteProtocolError, TransportError
 from .link import Link
 from .options import EngineSettings
 from .protocol.bodies import Hello, Opening
@@ -21,6 +21,7 @@ from .protocol.relay import FIRST_WINDOW
 from .shareable import ReturnCode
 from .sites import Sites
 from .tasks import Tasks
+from .transports import memory
 from .transports.addresses import Address
 from .transports.base import Listener, Wire
 from .transports.memory import LOCAL, MemoryListener, network_now, watch
@@ -68,7 +69,7 @@ class Connections:
         self._listeners: list[Listener] = []
         self._half_open = 0
         self._closing = False
-        self._dialling = anyio.Lock()
+        self._local: dict[str, Link] = {}  # dialled to engines of this event loop, by name
         self._dial_error: Exception | None = None
         self._unwatch: Callable[[], object] = lambda: None
         limits = settings.limits
@@ -86,8 +87,12 @@ class Connections:
             ConnectError: an address cannot be bound.
         """
         for address in self._listen:
-            allow = self._settings.allow_plain_tcp
-            self._listeners.append(await transports.listen(address, self._accepted, allow_plain=allow))
+            settings = self._settings
+            self._listeners.append(
+                await transports.listen(
+                    address, self._accepted, allow_plain=settings.allow_plain_tcp, context=settings.tls_listen
+                )
+            )
         if self._connect:
             self._tasks.spawn(self._dial_for_ever, name="dial")
         elif not self._listen:
@@ -145,15 +150,14 @@ class Connections:
 
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
-        found: dict[str, LinkCore] = {}
         deadline = self.face.time() + grace
         while True:
-            for name in sites:
-                link = self._sites.find(name)
-                if link is None and name in self._local_names():
-                    link = await self._dial_local(name)
-                if link is not None:
-                    found[name] = link.core
+            for name in self._local_names().intersection(sites):
+                if self._sites.find(name) is None:
+                    await self._dial_local(name)
+            # Looked up in one go: a link may have ended while another was dialled.
+            links = {name: self._sites.find(name) for name in sites}
+            found = {name: link.core for name, link in links.items() if link is not None}
             left = deadline - self.face.time()
             if len(found) == len(sites) or left <= 0:
                 return found
@@ -182,6 +186,7 @@ class Connections:
             _log.exception("engine %s: a link failed: a defect", self.name)
         finally:
             self._links.discard(link)
+            self._local = {name: other for name, other in self._local.items() if other is not link}
             if not link.dialler and not link.peer:
                 self._half_open -= 1
             self._ended.set()
@@ -200,34 +205,41 @@ class Connections:
         """Dial one address and live with its link; return whether there was one."""
         try:
             with anyio.fail_after(self._settings.limits.hello_timeout):
-                wire = await transports.dial(address, self.name, allow_plain=self._settings.allow_plain_tcp)
+                wire = await transports.dial(
+                    address,
+                    self.name,
+                    allow_plain=self._settings.allow_plain_tcp,
+                    context=self._settings.tls_connect,
+                )
         except (TransportError, TimeoutError) as exc:
-            if str(exc) != str(self._dial_error):
-                _log.info("engine %s: %s", self.name, exc)
-            self._dial_error = exc
+            self._failed(exc)
             return False
-        before = self._dial_error
-        self._dial_error = None
-        await self._run(self._make(wire, dialler=True))
-        if self._dial_error is not None and before is None:
-            _log.error("engine %s: %s", self.name, self._dial_error)
+        link = self._make(wire, dialler=True)
+        await self._run(link)
+        if link.peer and link.goodbye is None:
+            self._dial_error = None
+        else:
+            self._failed(link.goodbye or ConnectError(f"{address}: {link.ended or 'it ended before its greeting'}"))
         return self._dial_error is None
 
-    async def _dial_local(self, name: str) -> Link | None:
-        """Connect to an engine of this event loop; streams that open at once share one link."""
-        async with self._dialling:
-            return self._sites.find(name) or await self._dial_local_now(name)
+    def _failed(self, error: Exception) -> None:
+        """Keep why there is no link, and tell it once."""
+        if str(error) != str(self._dial_error):
+            _log.warning("engine %s: %s", self.name, error)
+        self._dial_error = error
 
-    async def _dial_local_now(self, name: str) -> Link | None:
-        if LOCAL + name not in network_now():
-            return None
-        wire = await transports.dial(Address("memory", host=LOCAL + name), self.name, allow_plain=False)
-        self._tasks.spawn(self._run, self._make(wire, dialler=True), name=f"link to {name}")
+    async def _dial_local(self, name: str) -> None:
+        """Connect to an engine of this event loop; streams that open at once share one link."""
+        link = self._local.get(name)
+        if link is None:
+            if LOCAL + name not in network_now():
+                return
+            wire = memory.dial(LOCAL + name, self.name)
+            link = self._local[name] = self._make(wire, dialler=True)
+            self._tasks.spawn(self._run, link, name=f"link to {name}")
         with anyio.move_on_after(self._settings.limits.hello_timeout):
-            while (link := self._sites.find(name)) is None:
+            while self._sites.find(name) is None and self._local.get(name) is link:
                 await self._sites.changed()
-            return link
-        return None
 
     # --- what links tell ---
 
@@ -269,7 +281,7 @@ class Connections:
     def departed(self, link: Link, code: str, reason: str) -> None:
         """A peer has said GOAWAY."""
         if link.dialler and code == "name-in-use":
-            self._dial_error = NameInUseError(reason)
+            link.goodbye = NameInUseError(reason)
         elif code == "protocol":
             _log.warning("link to %s: the peer says that this side broke the protocol: %s", link.peer, reason)
 

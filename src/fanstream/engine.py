@@ -31,7 +31,7 @@ from .registry import Registration, Registry
 from .shareable import ReturnCode
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult
 from .tasks import Tasks
-from .transports.addresses import parse_all
+from .transports.addresses import Address, parse_all
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class StreamEngine(StreamableEngine):
         if settings is not None and not isinstance(settings, EngineSettings):
             raise TypeError(f"settings is of type {type(settings).__name__}, expected EngineSettings")
         self.settings = settings or EngineSettings()
+        _check_tls(self._listen, "listen", self.settings.tls_listen)
+        _check_tls(self._connect, "connect", self.settings.tls_connect)
         self.codec = Codec(self.settings.limits)
         self.run_abort_signal = AbortSignal()
         self._registry = Registry()
@@ -428,3 +430,9 @@ class StreamEngine(StreamableEngine):
         handle.result = work.done
         if not opened:
             raise ClosedError(f"stream {stream.stream_id} was aborted while it was being opened")
+
+
+def _check_tls(addresses: Sequence[Address], argument: str, context: Any) -> None:
+    for address in addresses:
+        if address.scheme == "tls" and context is None:
+            raise ValueError(f"{argument} has {address}, which needs settings.tls_{argument}: an ssl.SSLContext")

@@ -89,14 +89,19 @@ class OpenStream:
             return self._stream.dispatch(obj, seconds)
 
     async def released(self, seq: int) -> None:
-        """Wait until the engine no longer needs the buffers of an object."""
+        """Wait until the engine no longer needs the buffers of an object.
+
+        Args:
+            seq: the object's number, from 0 in the order of sending.
+        """
         await self._stream.released(seq)
 
 
 class IncomingStreamHandle(ObjectConsumer):
     """One incoming stream, as an async iterator over its objects.
 
-    Asking for the next object answers the one before with OK, unless ``reply`` has answered it.
+    Asking for the next object answers the one before with OK, unless ``reply`` has answered it. The iteration ends with
+    the stream, whatever ended it.
 
     Attributes:
         opener: the name of the site that opened it.
@@ -147,7 +152,11 @@ class IncomingStreamHandle(ObjectConsumer):
         return obj
 
     def reply(self, reply: Shareable, *, go_on: bool = True) -> None:
-        """Answer the current object; ``go_on=False`` ends the stream at this site."""
+        """Answer the current object; ``go_on=False`` ends the stream at this site.
+
+        Raises:
+            RuntimeError: it was answered before, or there is none.
+        """
         if not self._pending:
             raise RuntimeError("there is no object to answer, or it was answered before")
         self._pending = False

@@ -46,6 +46,8 @@ class Link:
         dialler: whether this side dialled.
         open: whether streams may use it; the engine sets it.
         error: the peer's offence, if one ended the link.
+        goodbye: what the peer's goodbye means to whoever dialled, if that is an error.
+        ended: why the connection ended, once it has.
     """
 
     def __init__(self, host: Host, wire: Wire, me: Hello, shared: Surroundings, *, dialler: bool) -> None:
@@ -56,6 +58,8 @@ class Link:
         self.dialler = dialler
         self.open = False
         self.error: Exception | None = None
+        self.goodbye: Exception | None = None
+        self.ended = ""
         self.core = LinkCore(me, shared, dialler=dialler, on_output=wire.wake, now=host.face.time())
 
     @property
@@ -72,6 +76,7 @@ class Link:
             reason = str(self.error or ended or "this side closed the link")
         finally:
             self.open = False
+            self.ended = reason
             if self._timer is not None:
                 self._host.deadlines.cancel(self._timer)
             self._deliver(self.core.lost(reason))

@@ -6,15 +6,17 @@ All are frozen, refuse unknown keys, and are read once at the edge. Sizes are in
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
 
 
 class _Frozen(BaseModel):
@@ -94,7 +96,7 @@ class StreamOptions(_Frozen):
 
 
 class Limits(_Frozen):
-    """What a peer may make this engine hold, parse or wait for (threats T12, T14, T15, T17 and T18).
+    """What a peer may make this engine hold, parse or wait for.
 
     Attributes:
         frame: payload bytes of one CHUNK.
@@ -113,7 +115,7 @@ class Limits(_Frozen):
         engine_bytes: bytes reserved for all objects of this engine.
         idle_memory: bytes of received arrays that nobody holds any more, kept for the next ones.
         window: bytes in flight of one stream between two engines (the wire window).
-        relay_window: the same for a stream that a hub only forwards.
+        relay_window: bytes in flight of one stream that a hub only forwards.
         relay_bytes: bytes that a hub holds for all the streams it forwards.
         hello: bytes of a peer's first frame.
         hello_timeout: how long the handshake may take.
@@ -164,8 +166,11 @@ class EngineSettings(_Frozen):
         finalize_timeout: how long ``finalize``, ``stream_done_cb`` and ``return_consumer`` may take together.
         abort_timeout: how long the sites' acknowledgements of an ABORT are waited for.
         shutdown_timeout: how long leaving the engine may take.
-        retry_first, retry_max: the first and the longest pause between two attempts to dial.
+        retry_first: the first pause between two attempts to dial.
+        retry_max: the longest such pause.
         allow_plain_tcp: permit ``tcp://`` on an address that is not loopback: no privacy, no identity.
+        tls_listen: the ``ssl.SSLContext`` for ``tls://`` addresses to listen at; TLS 1.3 at least.
+        tls_connect: the same for those to connect to.
         public_props: props that every context of this engine shows to its peers.
         workers: threads for synchronous producers and consumers.
     """
@@ -182,8 +187,23 @@ class EngineSettings(_Frozen):
     retry_first: Seconds = 0.05
     retry_max: Seconds = 15.0
     allow_plain_tcp: bool = False
+    tls_listen: Any = None  # an SSLContext; the core knows these settings, and must not know ssl
+    tls_connect: Any = None
     public_props: dict[str, str] = {}
     workers: Annotated[int, Field(ge=1)] = 40
+
+    @field_validator("tls_listen", "tls_connect")
+    @classmethod
+    def _is_tls_1_3(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return None
+        if not callable(getattr(value, "wrap_bio", None)):
+            raise ValueError(  # noqa: TRY004 - pydantic makes its own error of a ValueError alone
+                f"{info.field_name} is of type {type(value).__name__}, expected an ssl.SSLContext"
+            )
+        if value.minimum_version < _TLS_1_3:
+            raise ValueError(f"{info.field_name} has a minimum_version of {value.minimum_version!r}, expected TLSv1_3")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-SCHEMES: Final = ("memory", "tcp", "unix")
+SCHEMES: Final = ("memory", "tcp", "tls", "unix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,8 @@ class Address:
 
     Attributes:
         scheme: one of ``SCHEMES``.
-        host: for ``tcp``: a name or an IP address. For ``memory``: the name.
-        port: for ``tcp``; 0 lets the system choose when listening.
+        host: for ``tcp`` and ``tls``: a name or an IP address. For ``memory``: the name.
+        port: for ``tcp`` and ``tls``; 0 lets the system choose when listening.
         path: for ``unix``.
     """
 
@@ -33,7 +33,7 @@ class Address:
         if self.scheme == "memory":
             return f"memory://{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
 
 def parse(url: Any, argument: str) -> Address:
@@ -67,8 +67,8 @@ def parse(url: Any, argument: str) -> Address:
             raise ValueError(f"{argument} is {url!r}, expected memory://name")
         return Address("memory", host=parts.netloc)
     if not parts.hostname or port is None:
-        raise ValueError(f"{argument} is {url!r}, expected tcp://host:port")
-    return Address("tcp", host=parts.hostname, port=port)
+        raise ValueError(f"{argument} is {url!r}, expected {parts.scheme}://host:port")
+    return Address(parts.scheme, host=parts.hostname, port=port)
 
 
 def parse_all(urls: Any, argument: str) -> list[Address]:

@@ -45,7 +45,7 @@ class MemoryWire(Wire):
         self._pump = pump
         self.other.wake()  # it may have waited for this end
         try:
-            while not self._closed:
+            while not self._closed or self._flushing:
                 await self._wakeup.wait()
                 await self._write()
         finally:
@@ -84,11 +84,16 @@ class MemoryWire(Wire):
 
     def close(self, reason: Exception | None = None, *, flush: bool = False) -> None:
         if self._closed:
+            if not flush:
+                self._flushing = False
+                self._wakeup.set()
             return
         self._closed = True
-        self._flushing = flush
+        self._flushing = flush and self._pump is not None
         self._reason = reason
         self._wakeup.set()
+        if self._pump is None:  # it was never run
+            self.other.close(BrokenError(f"{self._name}: the other end closed it"))
 
 
 def _copy(view: memoryview, pump: Pump) -> int:

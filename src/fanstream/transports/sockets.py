@@ -1,7 +1,7 @@
 """TCP and Unix sockets on asyncio: gathered writes, and reads straight into their destinations.
 
-The sockets are driven by readiness (``add_reader``, ``add_writer``) rather than through asyncio's transports and
-streams: those copy or allocate for every read (docs/explanation/performance.md).
+What is not TLS, on a loop that can watch sockets, is driven by readiness (``add_reader``, ``add_writer``) rather than
+through asyncio's transports and streams: those copy or allocate for every read (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,7 @@ from ..errors import BrokenError, ConnectError
 from ..wakeup import AsyncioFace, current_face
 from .addresses import Address, is_loopback
 from .base import Listener, OnConnect, Pump, Wire
+from .buffered import BufferedWire, watches
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +83,9 @@ class SocketWire(Wire):
             self._loop.call_soon(self._flush)
 
     def close(self, reason: Exception | None = None, *, flush: bool = False) -> None:
-        if self._ended or self._closing:
+        if self._ended or (self._closing and flush):
             return
-        self._reason = reason
+        self._reason = self._reason or reason
         if not flush or self._pump is None:
             self._end(reason)
             if self._pump is None:  # it was never run
@@ -185,14 +188,19 @@ def _prepare(sock: socket.socket) -> None:
 
 
 class SocketListener(Listener):
-    """A bound and listening socket."""
+    """A bound and listening socket that this side watches itself.
 
-    def __init__(self, sock: socket.socket, address: Address, on_connect: OnConnect) -> None:
+    Args:
+        sock: bound and listening.
+        address: what was bound.
+        on_accept: called with each accepted socket.
+    """
+
+    def __init__(self, sock: socket.socket, address: Address, on_accept: Callable[[socket.socket], object]) -> None:
         sock.setblocking(False)
-        self._face = _face()
-        self._loop = self._face.loop
+        self._loop = _face().loop
         self._sock = sock
-        self._on_connect = on_connect
+        self._on_accept = on_accept
         self._path = address.path
         self._pause: asyncio.TimerHandle | None = None
         self.address = str(address)
@@ -212,7 +220,7 @@ class SocketListener(Listener):
                 self._pause = self._loop.call_later(_ACCEPT_PAUSE, self._resume)
                 return
             _prepare(sock)
-            self._on_connect(SocketWire(sock, f"a peer of {self.address}", self._face))
+            self._on_accept(sock)
 
     def _resume(self) -> None:
         self._pause = None
@@ -229,15 +237,65 @@ class SocketListener(Listener):
             Path(self._path).unlink(missing_ok=True)
 
 
-async def listen(address: Address, on_connect: OnConnect, *, allow_plain: bool) -> Listener:
+class LoopListener(Listener):
+    """The same on a loop that cannot watch a socket: the loop accepts, and makes a transport of each."""
+
+    def __init__(self, server: asyncio.Server, address: Address) -> None:
+        self._server = server
+        self._path = address.path
+        self.address = str(address)
+
+    def close(self) -> None:
+        if self._server.is_serving():
+            self._server.close()
+            if self._path:
+                Path(self._path).unlink(missing_ok=True)
+
+
+async def listen(
+    address: Address, on_connect: OnConnect, *, allow_plain: bool, context: ssl.SSLContext | None = None
+) -> Listener:
     """Bind an address.
 
     Raises:
         ConnectError: it cannot be bound, or is plain TCP beyond loopback and that was not asked for.
     """
+    face = _face()
+    tls = _required(address, context)
     if address.scheme == "unix":
-        sock = _bind_unix(address.path)
-        return SocketListener(sock, address, on_connect)
+        sock, bound = _bind_unix(address.path), address
+    else:
+        sock, bound = await _bind_tcp(address, allow_plain=allow_plain or tls is not None)
+    name = f"a peer of {bound}"
+    if not watches(face.loop, sock):
+        return await _listen_by_loop(face, sock, bound, on_connect, lambda: BufferedWire(name, face, context=tls))
+    if tls is None:
+        return SocketListener(sock, bound, lambda accepted: on_connect(SocketWire(accepted, name, face)))
+    return SocketListener(sock, bound, lambda accepted: on_connect(BufferedWire(name, face, accepted, context=tls)))
+
+
+def _required(address: Address, context: ssl.SSLContext | None) -> ssl.SSLContext | None:
+    if address.scheme != "tls":
+        return None
+    if context is None:
+        raise ConnectError(f"{address} needs an SSL context: tls_listen to listen, tls_connect to connect")
+    return context
+
+
+async def _listen_by_loop(
+    face: AsyncioFace, sock: socket.socket, bound: Address, on_connect: OnConnect, make: Callable[[], BufferedWire]
+) -> Listener:
+    def accepted() -> BufferedWire:
+        wire = make()
+        # Not before the loop has given it its transport.
+        face.loop.call_soon(face.loop.call_soon, on_connect, wire)
+        return wire
+
+    create = face.loop.create_unix_server if bound.scheme == "unix" else face.loop.create_server
+    return LoopListener(await create(accepted, sock=sock, backlog=_BACKLOG), bound)
+
+
+async def _bind_tcp(address: Address, *, allow_plain: bool) -> tuple[socket.socket, Address]:
     family, where = await _resolve(address, allow_plain=allow_plain)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -247,8 +305,7 @@ async def listen(address: Address, on_connect: OnConnect, *, allow_plain: bool) 
     except OSError as exc:
         sock.close()
         raise ConnectError(f"{address}: {exc.strerror or exc}") from exc
-    bound = Address("tcp", host=address.host, port=sock.getsockname()[1])
-    return SocketListener(sock, bound, on_connect)
+    return sock, replace(address, port=sock.getsockname()[1])
 
 
 def _bind_unix(path: str) -> socket.socket:
@@ -278,18 +335,19 @@ def _remove_stale(path: str) -> None:
             Path(path).unlink()
 
 
-async def dial(address: Address, *, allow_plain: bool) -> SocketWire:
+async def dial(address: Address, *, allow_plain: bool, context: ssl.SSLContext | None = None) -> Wire:
     """Connect to an address.
 
     Raises:
         ConnectError: it cannot be reached, or is plain TCP beyond loopback and that was not asked for.
     """
     face = _face()
+    tls = _required(address, context)
     if address.scheme == "unix":
         family: socket.AddressFamily = socket.AF_UNIX
         where: tuple[str, int] | str = address.path
     else:
-        family, where = await _resolve(address, allow_plain=allow_plain)
+        family, where = await _resolve(address, allow_plain=allow_plain or tls is not None)
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
@@ -301,7 +359,9 @@ async def dial(address: Address, *, allow_plain: bool) -> SocketWire:
     except BaseException:
         sock.close()
         raise
-    return SocketWire(sock, str(address), face)
+    if tls is None and watches(face.loop, sock):
+        return SocketWire(sock, str(address), face)
+    return BufferedWire(str(address), face, sock, context=tls, server_name=address.host)
 
 
 async def _resolve(address: Address, *, allow_plain: bool) -> tuple[socket.AddressFamily, tuple[str, int]]:

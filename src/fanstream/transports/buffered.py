@@ -1,0 +1,218 @@
+"""Sockets through asyncio's transports: for TLS, and for event loops that cannot watch a socket themselves.
+
+Reads land in the link's own buffers here too, since the protocol is a ``BufferedProtocol``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from typing import Any, Final
+
+import anyio
+
+from ..errors import BrokenError, ConnectError, TransportError
+from ..wakeup import AsyncioFace
+from .base import Pump, Wire
+
+_OUTPUT: Final = 512 * 1024  # bytes asked of the pump at a time: so much is encrypted before the loop has its turn
+_HELD: Final = 512 * 1024  # bytes of ciphertext that wait for the socket
+_SHUTDOWN: Final = 5.0  # seconds for the farewell of TLS
+
+
+def watches(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bool:
+    """Whether a loop can watch a socket; Windows's default loop cannot."""
+    try:
+        loop.remove_reader(sock.fileno())
+    except NotImplementedError:
+        return False
+    return True
+
+
+class BufferedWire(Wire, asyncio.BufferedProtocol):
+    """One connection over an asyncio transport.
+
+    Args:
+        name: where it leads.
+        face: the event loop.
+        sock: the connected socket; None when the loop has accepted it, and ``connection_made`` follows.
+        context: for TLS; None carries plain bytes.
+        server_name: for a dialler over TLS, whom the peer's certificate has to name; None for the side that accepted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        face: AsyncioFace,
+        sock: socket.socket | None = None,
+        *,
+        context: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+    ) -> None:
+        self._loop = face.loop
+        self._name = name
+        self._sock = sock
+        self._context = context
+        self._server_name = server_name
+        self._transport: Any = None  # an asyncio.Transport, once there is one
+        self._pump: Pump | None = None
+        self._begun = context is None and sock is None
+        self._scheduled = False
+        self._paused = False  # the transport holds what it was given
+        self._closing = False
+        self._ended = False
+        self._reason: Exception | None = None
+        self._handshake: anyio.CancelScope | None = None
+        self._done = face.wakeup()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    # --- the wire ---
+
+    async def _begin(self) -> None:
+        """Shake hands.
+
+        Raises:
+            ConnectError: the peer speaks no TLS, or one of the two does not accept the other's certificate.
+            BrokenError: the peer is gone.
+        """
+        self._begun = True
+        tls: dict[str, Any] = {}
+        if self._context is not None:
+            tls = {"ssl": self._context, "ssl_shutdown_timeout": _SHUTDOWN}  # whoever runs the wire has the time
+        try:
+            if self._sock is None:
+                await self._upgrade(tls)
+            elif self._server_name is None:
+                await self._loop.connect_accepted_socket(lambda: self, self._sock, **tls)
+            else:
+                if tls:
+                    tls["server_hostname"] = self._server_name
+                await self._loop.create_connection(lambda: self, sock=self._sock, **tls)
+        except (ConnectionError, EOFError) as exc:
+            raise BrokenError(f"{self._name}: the other end closed it in the handshake") from exc
+        except (OSError, ssl.SSLError) as exc:
+            raise ConnectError(f"{self._name}: no TLS link: {exc}") from exc
+
+    async def _upgrade(self, tls: dict[str, Any]) -> None:
+        """Begin TLS on a connection that the loop has accepted."""
+        plain = self._transport
+        tls["sslcontext"] = tls.pop("ssl")
+        if self._server_name is not None:
+            tls["server_hostname"] = self._server_name
+        upgraded = await self._loop.start_tls(plain, self, server_side=self._server_name is None, **tls)
+        self._take(upgraded)
+
+    async def run(self, pump: Pump) -> Exception | None:
+        self._pump = pump
+        try:
+            if not self._ended and not self._begun:
+                with anyio.CancelScope() as self._handshake:
+                    await self._begin()
+            if not self._ended:
+                if not self._closing:
+                    self._transport.resume_reading()
+                self._write()
+                await self._done.wait()
+        except TransportError as exc:
+            self._reason = self._reason or exc
+        finally:
+            self._end(None)
+        return self._reason
+
+    def wake(self) -> None:
+        if not (self._scheduled or self._paused or self._ended or self._pump is None or self._transport is None):
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def close(self, reason: Exception | None = None, *, flush: bool = False) -> None:
+        if self._ended or (self._closing and flush):
+            return
+        self._reason = self._reason or reason
+        if not flush or self._pump is None:
+            self._end(reason)
+            return
+        self._closing = True
+        if self._transport is not None:  # otherwise once hands are shaken
+            self._transport.pause_reading()
+            self.wake()
+
+    def _end(self, reason: Exception | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._reason = self._reason or reason
+        if self._handshake is not None:
+            self._handshake.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._sock is not None and not self._begun:
+            self._sock.close()
+        self._done.set()
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        self._write()
+
+    def _write(self) -> None:
+        pump = self._pump
+        assert pump is not None
+        if self._paused or self._ended:
+            return
+        out = pump.next_output(_OUTPUT)
+        if out:
+            self._transport.writelines(out)
+            # In another turn: what a link has to say at length must not hold up the others.
+            self.wake()
+        elif self._closing:
+            self._ended = True
+            self._transport.close()
+            self._done.set()
+
+    # --- the protocol ---
+
+    def connection_made(self, transport: Any) -> None:
+        self._take(transport)
+
+    def _take(self, transport: Any) -> None:
+        if self._ended:
+            transport.abort()
+            return
+        self._transport = transport
+        if self._context is None:
+            # A plain transport may keep the buffers it was given, and they are the link's again once it asks for more.
+            transport.set_write_buffer_limits(high=0)
+        else:
+            transport.set_write_buffer_limits(high=_HELD)
+        if self._pump is None or not self._begun:
+            transport.pause_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        assert self._pump is not None, "read while paused"
+        return self._pump.get_buffers()[0]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._ended or self._closing or self._pump is None:
+            return
+        self._pump.received(nbytes)
+
+    def eof_received(self) -> None:
+        self._end(BrokenError(f"{self._name}: the other end closed it"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        error: TransportError = BrokenError(f"{self._name}: {exc or 'the other end closed it'}")
+        error.__cause__ = exc
+        self._end(error)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._closing:
+            self.wake()  # a transport that is closed in here tells of it twice
+        elif self._pump is not None and not self._ended:
+            self._write()
