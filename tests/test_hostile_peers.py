@@ -292,15 +292,6 @@ OFFENCES: dict[str, tuple[Callable[[Forger], Bytes], str]] = {
 }
 
 
-SILENT_GOODBYE = "a GOAWAY that cannot be decoded changes the state before it fails, so that no GOAWAY answers it"
-
-
-def known(offences: Iterable[str]) -> list[Any]:
-    """Expect the offences that are not answered as they should be to fail."""
-    unanswered = pytest.mark.xfail(strict=True, reason=SILENT_GOODBYE)
-    return [pytest.param(name, marks=unanswered if name == "goodbye of garbage" else ()) for name in offences]
-
-
 class Answering(Keeper):
     """A keeper that blocks on objects that ask for it."""
 
@@ -316,7 +307,7 @@ class Answering(Keeper):
 
 
 @hubs
-@pytest.mark.parametrize("offence", known(OFFENCES))
+@pytest.mark.parametrize("offence", OFFENCES)
 async def test_an_offence_ends_its_link_by_name_and_no_other(transport: str, offence: str) -> None:
     make, reason = OFFENCES[offence]
     async with besieged(transport) as fed:
@@ -487,8 +478,8 @@ async def test_a_flood_of_pings_is_answered(transport: str) -> None:
         await peer.greet()
         for _ in range(20):
             peer.send(Frame(T.PING).pack() * 1000)
-        for _ in range(20_000):
-            await peer.receive(T.PONG)
+        await peer.receive(T.PONG)  # one may answer many
+        await expect_life(peer)
 
 
 # --- a receiver that breaks the rules ---
@@ -729,7 +720,6 @@ async def test_half_a_frame_and_then_silence_ends_the_link_as_any_silence(transp
         assert keeper.log == []
 
 
-@pytest.mark.xfail(strict=True, reason="nothing bounds how long a started frame may take while bytes trickle in")
 @on_memory
 async def test_a_started_frame_finishes_in_thirty_seconds(transport: str) -> None:
     async with besieged(transport) as fed, RawPeer.dial(address(fed)) as peer:
@@ -760,7 +750,6 @@ FLOODS: dict[str, Callable[[Frame, Frame], Iterable[Frame]]] = {
 """What a peer goes on to send that has opened a stream and sent an object on it."""
 
 
-@pytest.mark.xfail(strict=True, reason="what answers a peer's frames is queued without a bound while it does not read")
 @on_memory
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_what_answers_a_flood_is_bounded_while_nobody_reads_it(transport: str, flood: str) -> None:
@@ -781,7 +770,7 @@ async def test_what_answers_a_flood_is_bounded_while_nobody_reads_it(transport: 
                 peer.send(opened, one)
                 await consumed.wait()
                 peer.send(*FLOODS[flood](opened, one))
-                await until(lambda: not peer._output or peer.ended, 60)
+                await until(lambda: not peer._output or "stranger" not in {link.peer for link in fed.server._links}, 60)
                 before = link.down.arrived
                 link.resume()
                 with anyio.move_on_after(1):

@@ -112,13 +112,16 @@ class Link:
             if events:
                 self._deliver(events)
         except RemoteProtocolError as exc:
-            _log.warning("link to %s: the peer broke the protocol: %s", self.peer or self._wire.name, exc)
-            self.error = exc
-            self.leave("protocol", str(exc))
+            self._offended(exc)
         except Exception as exc:  # noqa: BLE001 - a defect ends this link alone
             _log.exception("link to %s: a defect; the link is closed", self.peer or self._wire.name)
             self.error = exc
             self.drop(exc)
+
+    def _offended(self, offence: RemoteProtocolError) -> None:
+        _log.warning("link to %s: the peer broke the protocol: %s", self.peer or self._wire.name, offence)
+        self.error = offence
+        self.leave("protocol", str(offence))
 
     def next_output(self, limit: int) -> Sequence[bytes | memoryview]:
         """Return what is to be written next."""
@@ -152,6 +155,9 @@ class Link:
 
     def _due(self, now: float) -> None:
         self._timer = None
-        self._deliver(self.core.handle_timeout(now))
+        try:
+            self._deliver(self.core.handle_timeout(now))
+        except RemoteProtocolError as exc:
+            self._offended(exc)
         if not self._dropped:
             self._set_timer()

@@ -119,6 +119,7 @@ class Limits(_Frozen):
         relay_bytes: bytes that a hub holds for all the streams it forwards.
         hello: bytes of a peer's first frame.
         hello_timeout: how long the handshake may take.
+        frame_timeout: how long a frame that has begun may take, besides 1 s for each 16 KiB of data in it.
         half_open: links of a listener whose handshake has not ended.
     """
 
@@ -142,6 +143,7 @@ class Limits(_Frozen):
     relay_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     hello: Annotated[int, Field(ge=KIB)] = 64 * KIB
     hello_timeout: Seconds = 10.0
+    frame_timeout: Seconds = 30.0
     half_open: Annotated[int, Field(ge=1)] = 128
 
     @model_validator(mode="after")

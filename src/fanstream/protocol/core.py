@@ -21,6 +21,7 @@ from .relay import join as join_relays
 from .sending import Buffer, Outbound, Scheduler
 from .session import Session
 
+_SLOWEST: Final = 16 * 1024  # bytes per second; a link that carries less cannot carry a CHUNK within any patience
 _LINK_TYPES: Final = 16  # below it, a frame concerns the link
 _KNOWN: Final = frozenset(int(kind) for kind in FrameType)
 
@@ -122,6 +123,8 @@ class LinkCore:
         self._next_alias = 1 if dialler else 2
         self._last_opened = 0  # by the peer
         self._peer_streams: dict[str, int] = {}  # open streams of each origin
+        self._begun: float | None = None  # when the frame that is not whole yet began
+        self._frames = 0  # how many were whole before it
         self.stray = 0
         self.duplicates = 0
 
@@ -138,7 +141,12 @@ class LinkCore:
             RemoteProtocolError: they break the rules; the link is to be closed.
         """
         self.session.last_received = now
-        self._reader.advance(count)
+        reader = self._reader
+        reader.advance(count)
+        if reader.idle:
+            self._begun = None
+        elif self._begun is None or self._frames != reader.frames:
+            self._begun, self._frames = now, reader.frames
         return self.take_events()
 
     def take_events(self) -> list[Event]:
@@ -162,10 +170,23 @@ class LinkCore:
 
     def next_deadline(self) -> float:
         """Return when ``handle_timeout`` is to be called at the latest."""
-        return self.session.next_deadline()
+        deadline = self.session.next_deadline()
+        return deadline if self._begun is None else min(deadline, self._frame_deadline(self._begun))
+
+    def _frame_deadline(self, begun: float) -> float:
+        """Return when a frame has to be whole: a peer must not hold a link by a byte now and then (threat T15)."""
+        return begun + self._limits.frame_timeout + self._reader.wanted / _SLOWEST
 
     def handle_timeout(self, now: float) -> list[Event]:
-        """Do what is due at *now*."""
+        """Do what is due at *now*.
+
+        Raises:
+            RemoteProtocolError: the peer has not finished a frame in time.
+        """
+        begun = self._begun
+        if begun is not None and now >= self._frame_deadline(begun):
+            self._begun = None
+            raise RemoteProtocolError(f"a frame begun {now - begun:.1f} s ago is not whole")
         self.session.handle_timeout(now)
         return self.take_events()
 
@@ -337,7 +358,7 @@ class LinkCore:
             where = self._shared.route(self, opening, opening.targets[target])
         if isinstance(where, Refusal):
             cause = bodies.Cause(where.rc, self.me.site, where.reason)
-            self.scheduler.control(pack(FrameType.REFUSED, alias, body=bodies.encode(cause), target=target))
+            self.scheduler.answer(pack(FrameType.REFUSED, alias, body=bodies.encode(cause), target=target))
             return
         self._peer_streams[opening.opener] = self._peer_streams.get(opening.opener, 0) + 1
         if where is None:

@@ -337,6 +337,7 @@ class ReceiverLeg(Leg):
         cached = self._cache.get(seq)
         if cached is not None:
             payload, flags = cached
+            self._core.scheduler.owe_answer(len(payload.envelope) + payload.total)
             self.outbound.send(seq, payload, flags=flags)
 
     def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:

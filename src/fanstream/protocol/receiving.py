@@ -35,9 +35,12 @@ class FrameReader:
 
     The shell reads into ``get_buffers()`` and says how much came with ``advance``; however the bytes are cut, the same
     frames come out. After an error the reader is of no more use.
+
+    Attributes:
+        frames: how many have been whole.
     """
 
-    __slots__ = ("_body", "_discard", "_have", "_into", "_pending", "_sink", "_stage", "_view")
+    __slots__ = ("_body", "_discard", "_have", "_into", "_pending", "_sink", "_stage", "_view", "frames")
 
     def __init__(self, sink: FrameSink) -> None:
         self._sink = sink
@@ -48,6 +51,12 @@ class FrameReader:
         self._body: memoryview | None = None  # a long control body, whole; None while _into is a CHUNK's destination
         self._pending: tuple[int, ...] = ()  # what to say once _into is full
         self._discard = False
+        self.frames = 0
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that the frame begun still wants, as far as they land outside the stage."""
+        return 0 if self._into is None else len(self._into)
 
     @property
     def idle(self) -> bool:
@@ -82,6 +91,7 @@ class FrameReader:
         self._parse()
 
     def _finish_long(self) -> None:
+        self.frames += 1
         pending, body = self._pending, self._body
         self._into = self._body = None
         self._pending = ()
@@ -120,6 +130,7 @@ class FrameReader:
                     self._pending = (kind, flags, target, alias, seq, attempt)
                     position = have
                 break
+            self.frames += 1
             sink.frame(kind, flags, target, alias, seq, attempt, view[start:end])
             position = end
         rest = have - position
@@ -144,6 +155,7 @@ class FrameReader:
         landed = have - start
         if landed >= size:
             destination[:] = view[start : start + size]
+            self.frames += 1
             if not self._discard:
                 sink.chunk_done(alias, seq, size)
             return start + size

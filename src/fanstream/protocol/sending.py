@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from ..errors import RemoteProtocolError
 from .frames import CHUNK as CHUNK_HEAD
-from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, SMALL_OBJECT, FrameType
+from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, SMALL_OBJECT, FrameType, pack
 
 Buffer = bytes | memoryview
 
@@ -15,6 +16,8 @@ _CHUNK: Final = int(FrameType.CHUNK)
 _CHUNK_HEAD_SIZE: Final = CHUNK_HEAD.size
 _MAX_BUFFERS: Final = 512  # IOV_MAX is 1024 on Linux: the most buffers one sendmsg takes; a turn adds two at a time
 _MAX_SMALL: Final = 1024  # small frames joined for one turn, so that a control frame never waits behind more
+_PONG: Final = pack(FrameType.PONG)
+_MOST_ANSWERS: Final = 256 * 1024  # bytes that a peer may ask for without reading any
 _SMALLEST_CHUNK: Final = 16 * 1024  # below it, headers and system calls cost more than the data
 _CHUNK_TIME: Final = 0.05  # seconds that a chunk may occupy the link, so long does a control frame wait for it
 _SAMPLE_TIME: Final = 0.02  # seconds of output between two looks at the rate; shorter ones see the kernel's buffer fill
@@ -58,14 +61,16 @@ class Scheduler:
     """
 
     __slots__ = (
-        "_announced", "_busy_bytes", "_busy_since", "_control", "_on_output", "_ring", "_small", "_written", "chunk",
-        "frame",
+        "_announced", "_answers", "_busy_bytes", "_busy_since", "_control", "_on_output", "_pong", "_ring", "_small", "_written",
+        "chunk", "frame",
     )  # fmt: skip
 
     def __init__(self, on_output: Callable[[], object], frame: int) -> None:
         self._on_output = on_output
         self._busy_since: float | None = None  # None while there is nothing to send
         self._busy_bytes = 0
+        self._pong = False
+        self._answers = 0  # bytes that the peer has asked for and that wait
         self._control: list[bytes] = []
         self._small: list[bytes] = []
         self._ring: deque[Turn] = deque()
@@ -87,6 +92,31 @@ class Scheduler:
         self._control.append(frame)
         if not self._announced:
             self._announce()
+
+    def pong(self) -> None:
+        """Give a sign of life; one answers all the PINGs that came before it left."""
+        self._pong = True
+        if not self._announced:
+            self._announce()
+
+    def answer(self, frame: bytes) -> None:
+        """Send a control frame that the peer has asked for.
+
+        Raises:
+            RemoteProtocolError: it goes on asking, and does not read the answers.
+        """
+        self.owe_answer(len(frame))
+        self.control(frame)
+
+    def owe_answer(self, size: int) -> None:
+        """Count *size* bytes that the peer has asked for, until what is queued is handed out.
+
+        Raises:
+            RemoteProtocolError: it goes on asking, and does not read the answers.
+        """
+        self._answers += size
+        if self._answers > _MOST_ANSWERS:
+            raise RemoteProtocolError(f"{self._answers} bytes of answers wait for the peer, limit {_MOST_ANSWERS}")
 
     def small(self, *parts: bytes) -> None:
         """Send a small frame, given in parts, after the control frames."""
@@ -125,9 +155,13 @@ class Scheduler:
             for callback in written:
                 callback()
         out: list[Buffer] = []
+        if self._pong:
+            self._pong = False
+            out.append(_PONG)
         if self._control:
             out.append(self._control[0] if len(self._control) == 1 else b"".join(self._control))
             self._control.clear()
+            self._answers = 0
         small = self._small
         if small:
             if len(small) <= _MAX_SMALL:

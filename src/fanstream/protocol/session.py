@@ -14,7 +14,6 @@ from .frames import MAGIC, VERSIONS, Flag, FrameType, pack
 from .sending import Scheduler
 
 _PING: Final = pack(FrameType.PING)
-_PONG: Final = pack(FrameType.PONG)
 _INCARNATION_SIZE: Final = 16
 
 
@@ -136,7 +135,7 @@ class Session:
         self._events.append(Greeted(hello))
 
     def _on_ping(self, body: memoryview) -> None:
-        self._scheduler.control(_PONG)
+        self._scheduler.pong()
 
     def _on_pong(self, body: memoryview) -> None:
         """Nothing: any byte is life."""
@@ -149,8 +148,9 @@ class Session:
         self._events.append(PresenceChanged(presence))
 
     def _on_goaway(self, body: memoryview) -> None:
+        goodbye = bodies.decode(bodies.Goodbye, body)
         self.state = SessionState.CLOSING
-        self._events.append(Departed(bodies.decode(bodies.Goodbye, body)))
+        self._events.append(Departed(goodbye))
 
     TRANSITIONS: Final[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {
         (SessionState.GREETING, FrameType.HELLO): _on_hello,
