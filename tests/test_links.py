@@ -338,8 +338,9 @@ class TestOnVirtualTime:
                     tg.start_soon(cut)
                     result = await fed.stream(producer, ["site-1", "site-2"])
                 assert producer.rcs("site-2") == ["OK"]
-                assert producer.rcs("site-1") == ["OK"], "it was dialled anew"
-                assert result.complete
+                # Dialled anew or given up, but never waited for in vain.
+                assert producer.rcs("site-1") in (["OK"], ["COMMUNICATION_ERROR"])
+                assert result.sites["site-1"].outcomes in ({"replied": 1}, {"unreachable": 1})
 
     async def test_a_cut_link_ends_its_streams_at_both_ends_at_that_moment(self) -> None:
         with FaultyNetwork(delayed(0.05)) as network:
