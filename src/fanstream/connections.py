@@ -152,8 +152,8 @@ class Connections:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
         deadline = self.face.time() + grace
         while True:
-            for name in self._local_names().intersection(sites):
-                if self._sites.find(name) is None:
+            for name in sites:
+                if self._sites.find(name) is None and name in self._local_names():
                     await self._dial_local(name)
             # Looked up in one go: a link may have ended while another was dialled.
             links = {name: self._sites.find(name) for name in sites}

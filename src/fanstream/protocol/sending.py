@@ -61,8 +61,8 @@ class Scheduler:
     """
 
     __slots__ = (
-        "_announced", "_answers", "_busy_bytes", "_busy_since", "_control", "_on_output", "_pong", "_ring", "_small", "_written",
-        "chunk", "frame",
+        "_announced", "_answers", "_busy_bytes", "_busy_since", "_control", "_on_output", "_pong", "_ring", "_small",
+        "_written", "chunk", "frame",
     )  # fmt: skip
 
     def __init__(self, on_output: Callable[[], object], frame: int) -> None:
