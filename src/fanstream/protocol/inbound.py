@@ -39,10 +39,12 @@ class Arrival:
     Attributes:
         seq, flags: as its head said.
         size: bytes reserved for it, until it is released.
+        behind: bytes of small objects that came while it waited for its reservation, and are counted with it.
         value: the decoded object, once it is whole; or the error that its types met.
     """
 
     __slots__ = (
+        "behind",
         "buffer",
         "decoding",
         "done",
@@ -59,6 +61,7 @@ class Arrival:
         self.seq = seq
         self.flags = flags
         self.size = size
+        self.behind = 0
         self.sizes: Sequence[int] = ()
         self.envelope = b""
         self.decoding: Decoding | None = None
@@ -141,7 +144,7 @@ class Inbound:
             if size > limits.envelope:
                 raise RemoteProtocolError(f"envelope of {size} bytes, limit {limits.envelope}")
             if size > UNCHARGED:
-                self._budget.charge(self, size)
+                self._charge(size)
             try:
                 value = self._decoder.decode(envelope)
             except UnknownTypeError as exc:
@@ -175,13 +178,24 @@ class Inbound:
         self._arriving.append(arrival)
         if size <= SMALL_OBJECT:
             if size > UNCHARGED:
-                self._budget.charge(self, size)
+                self._charge(size)
             self._prepare(arrival, envelope)
         else:
             arrival.envelope = bytes(envelope)
             self._unreserved.append(arrival)
             if self._budget.request(self, size):
                 self._let_in()
+
+    def _charge(self, size: int) -> None:
+        """Count a small object; behind one that waits for its reservation only with that, or both would wait for ever.
+
+        A stream that holds nothing may reserve an object of any size: what cannot be delivered before that object must
+        not count as held.
+        """
+        if self._unreserved:
+            self._unreserved[-1].behind += size
+        else:
+            self._budget.charge(self, size)
 
     def granted(self) -> None:
         """Let in the oldest object that waited for its reservation.
@@ -199,6 +213,8 @@ class Inbound:
     def _let_in(self) -> None:
         arrival = self._unreserved.popleft()
         envelope, arrival.envelope = arrival.envelope, b""
+        if arrival.behind:
+            self._budget.charge(self, arrival.behind)
         self._prepare(arrival, envelope)
         self._grant(arrival)
 
