@@ -17,7 +17,7 @@ from .adapters import call, is_async
 from .codec import Codec, Encoded
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
-from .errors import CodecError, UnknownTypeError
+from .errors import CodecError
 from .options import EngineSettings
 from .protocol.events import Aborted, EndAnnounced, Event, Lost, ObjectArrived
 from .protocol.legs import ReceiverLeg
@@ -28,6 +28,7 @@ from .wakeup import Face
 _log = logging.getLogger(__name__)
 
 _JAR: Final = ReservedHeaderKey.COOKIE_JAR
+_LONGEST_REASON: Final = 1000  # characters; all of it stands in the reply
 _UNWAITED: Final = 256  # objects consumed in a row without waiting, after which the loop gets its turn
 
 
@@ -99,7 +100,7 @@ class IncomingStream:
         self._shown = False  # whether the opener has this site's public props
         self._handling: Handling
         self._consumer: ObjectConsumer | None = None
-        self._last_rc: str = ReturnCode.OK
+        self._last: tuple[str, str] = (ReturnCode.OK, "")  # this site's last reply: its code, and the reason it gives
         self._limiter: anyio.CapacityLimiter | None = None  # set when the consumer is synchronous
         leg.owner = self
 
@@ -244,6 +245,7 @@ class IncomingStream:
             if unwaited > _UNWAITED:
                 unwaited = 0
                 await anyio.lowlevel.checkpoint()
+            arrived = None  # its memory is free for the next one
             arrived = self._queue.popleft() if self._queue else await self._next()
         return False
 
@@ -275,7 +277,7 @@ class IncomingStream:
         value = arrived.value
         callback = self._handling.consumed_cb
         try:
-            if isinstance(value, UnknownTypeError):
+            if isinstance(value, CodecError):
                 raise _SiteFailureError(ReturnCode.BAD_REQUEST_DATA, str(value)) from value
             value.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props
             result = await consume(value, self._stream_ctx, self._fl_ctx)
@@ -305,7 +307,7 @@ class IncomingStream:
             failure = exc if isinstance(exc, _SiteFailureError) else self._report(exc, "consume")
             return False, self._host.codec.encode(make_reply(failure.rc, {"reason": failure.reason})), failure
         if not go_on:
-            self._last_rc = reply.get_return_code()
+            self._last = (reply.get_return_code(), str(reply.get_header("reason", ""))[:_LONGEST_REASON])
         return bool(go_on), encoded, None
 
     def _show_props(self, reply: Shareable) -> None:
@@ -319,7 +321,7 @@ class IncomingStream:
 
     async def _end_early(self, seq: int, reply: Encoded, failure: _SiteFailureError | None) -> None:
         """End the stream at this site's own wish: the end runs first, then the reply leaves and carries it."""
-        rc, reason = (self._last_rc, "") if failure is None else (failure.rc, failure.reason)
+        rc, reason = self._last if failure is None else (failure.rc, failure.reason)
         with anyio.CancelScope(shield=True):
             rc, reason, result = await self._finish(rc, reason)
         if not self._gone:

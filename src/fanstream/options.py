@@ -20,7 +20,7 @@ _TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Limits(_Frozen):
     backlog: Annotated[int, Field(ge=2)] = 8192
     origin_bytes: Annotated[int, Field(ge=64 * KIB)] = 256 * MIB
     engine_bytes: Annotated[int, Field(ge=64 * KIB)] = GIB
-    idle_memory: Annotated[int, Field(ge=0)] = 256 * MIB
+    idle_memory: Annotated[int, Field(ge=0)] = GIB
     window: Annotated[int, Field(ge=64 * KIB)] = 32 * MIB
     relay_window: Annotated[int, Field(ge=64 * KIB)] = 2 * MIB
     relay_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
@@ -178,7 +178,7 @@ class EngineSettings(_Frozen):
     """
 
     limits: Limits = Limits()
-    heartbeat: Seconds = 5.0
+    heartbeat: Seconds = 7.0
     silence: Seconds = 15.0
     probe_timeout: Seconds = 2.0
     registration_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0

@@ -16,7 +16,7 @@ from .abort import AbortSignal
 from .codec import Codec
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
-from .errors import ClosedError, CodecError, LocalProtocolError, UnknownTypeError
+from .errors import ClosedError, CodecError, LocalProtocolError
 from .names import check_site
 from .options import Drop, EngineSettings, StreamOptions
 from .protocol.bodies import Opening
@@ -365,7 +365,7 @@ class OutgoingStream:
             leg.inbound.release(event.size)
             return
         reply: Any = event.value
-        if type(reply) is UnknownTypeError:
+        if isinstance(reply, CodecError):
             reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR, {"reason": str(reply)})
         held_back = bool(gathering.at_limit)
         headers = reply.headers

@@ -80,7 +80,7 @@ class StreamEvent(Event):
 
 
 class ObjectArrived(StreamEvent):
-    """The next object of an incoming stream is whole; ``value`` is it, or the UnknownTypeError that it met."""
+    """The next object of an incoming stream is whole; ``value`` is it, or the CodecError that it met."""
 
     __slots__ = ("final", "seq", "size", "value")
 
@@ -116,7 +116,7 @@ class Aborted(StreamEvent):
 
 
 class ReplyArrived(StreamEvent):
-    """A site's reply to one object is whole; ``value`` is it, or the UnknownTypeError that it met."""
+    """A site's reply to one object is whole; ``value`` is it, or the CodecError that it met."""
 
     __slots__ = ("final", "seq", "size", "value")
 

@@ -171,11 +171,17 @@ class Inbound:
         if sum(sizes) != total or 0 in sizes:
             raise RemoteProtocolError(f"object's buffers have {sum(sizes)} bytes, {total} announced; none may be empty")
         size = total + len(envelope)
-        if size > limits.object:
-            raise RemoteProtocolError(f"object of {size} bytes, limit {limits.object}")
         arrival = Arrival(seq, flags, size)
         arrival.sizes = sizes
         self._arriving.append(arrival)
+        if size > limits.object:
+            # The peer cannot know this side's limit, so it has broken no rule. Nothing was allocated, and as long as no
+            # GRANT tells it to, it sends nothing of it.
+            arrival.value = CodecError(f"an object of {size} bytes, limit {limits.object}")
+            arrival.size = 0
+            arrival.done = True
+            self._pass_on()
+            return
         if size <= SMALL_OBJECT:
             if size > UNCHARGED:
                 self._charge(size)
@@ -271,6 +277,10 @@ class Inbound:
             return
         del self._by_seq[seq]
         self._finish(arrival)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Deliver what is whole, in order."""
         arriving = self._arriving
         while arriving and arriving[0].done:
             whole = arriving.popleft()
