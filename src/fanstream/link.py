@@ -60,7 +60,10 @@ class Link:
         self.error: Exception | None = None
         self.goodbye: Exception | None = None
         self.ended = ""
-        self.core = LinkCore(me, shared, dialler=dialler, on_output=wire.wake, now=host.face.time())
+        self._time = host.face.time
+        self.core = LinkCore(me, shared, dialler=dialler, on_output=wire.wake, now=self._time())
+        self.get_buffers = self.core.get_buffers
+        self._scheduler = self.core.scheduler
 
     @property
     def peer(self) -> str:
@@ -99,16 +102,12 @@ class Link:
         self._dropped = True
         self._wire.close(reason)
 
-    # What the wire asks.
-
-    def get_buffers(self) -> list[memoryview]:
-        """Return where the next bytes are to be read."""
-        return self.core.get_buffers()
+    # What the wire asks; ``get_buffers`` is the core's own.
 
     def received(self, count: int) -> None:
         """Pass on *count* bytes that have landed where the core asked for them; never waits."""
         try:
-            events = self.core.advance(count, self._host.face.time())
+            events = self.core.advance(count, self._time())
             if events:
                 self._deliver(events)
         except RemoteProtocolError as exc:
@@ -125,7 +124,9 @@ class Link:
 
     def next_output(self, limit: int) -> Sequence[bytes | memoryview]:
         """Return what is to be written next."""
-        return self.core.next_output(limit, self._host.face.time())
+        if not self._scheduler.pending:
+            return ()
+        return self.core.next_output(limit, self._time())
 
     # What happens.
 

@@ -94,6 +94,7 @@ class OutgoingStream:
         signal: triggered to abort the stream.
 
     Attributes:
+        gathering: the account of this stream.
         on_news: called when a reply or an end may have changed what the judging task waits for.
         offers: replies as they arrived, kept only while ``keep_offers`` is set.
     """
@@ -115,7 +116,7 @@ class OutgoingStream:
         self._options = options
         self._optional = optional
         self._legs: dict[str, OpenerLeg] = {}
-        self._gathering = Gathering(targets, options.gather, options.backlog)
+        self.gathering = Gathering(targets, options.gather, options.backlog)
         self._started = host.face.time()
         self._room = host.face.wakeup()
         self._changed = host.face.wakeup()
@@ -154,11 +155,6 @@ class OutgoingStream:
         """Make a wake-up of the engine's loop."""
         return self._host.face.wakeup()
 
-    @property
-    def gathering(self) -> Gathering:
-        """The account of this stream."""
-        return self._gathering
-
     # --- opening ---
 
     def encode_opening(self) -> bytes:
@@ -177,7 +173,7 @@ class OutgoingStream:
         """Open the stream at every site that can be reached; nothing is awaited from them."""
         if self._aborted:
             return  # the signal was triggered before: nothing is sent
-        names = list(self._gathering.sites)
+        names = list(self.gathering.sites)
         links = await self._host.reach(names, self._options.connect_grace)
         for name in names:
             link = links.get(name)
@@ -195,7 +191,7 @@ class OutgoingStream:
                 )
                 leg = link.open(opening, 0, body)
             except LocalProtocolError as exc:
-                self._gathering.leave(
+                self.gathering.leave(
                     name, Standing.UNREACHABLE, ReturnCode.COMMUNICATION_ERROR, Outcome.UNREACHABLE, str(exc)
                 )
                 continue
@@ -209,7 +205,7 @@ class OutgoingStream:
 
         A site whose backlog is full holds the stream, until it answers or its stall timeout drops it.
         """
-        gathering, options = self._gathering, self._options
+        gathering, options = self.gathering, self._options
         await self.stand_aborted()
         while True:
             if gathering.finished:
@@ -223,7 +219,7 @@ class OutgoingStream:
     @property
     def has_room(self) -> bool:
         """Whether another object may be produced now; when not, ``room`` waits for it."""
-        gathering = self._gathering
+        gathering = self.gathering
         return (
             self.in_flight < self._options.window
             and not gathering.at_limit
@@ -237,14 +233,14 @@ class OutgoingStream:
             await anyio.lowlevel.checkpoint()
 
     def _watch_stalls(self) -> None:
-        for name in self._gathering.at_limit:
+        for name in self.gathering.at_limit:
             if name not in self._stalls:
                 when = self._host.face.time() + self._options.stall_timeout
                 self._stalls[name] = self._host.deadlines.at(when, partial(self._stalled, name))
 
     def _stalled(self, name: str, now: float) -> None:
         del self._stalls[name]
-        if name in self._gathering.at_limit:
+        if name in self.gathering.at_limit:
             self._drop(name, f"left {self._options.backlog} objects unanswered for {self._options.stall_timeout} s")
 
     def _drop(self, name: str, reason: str) -> None:
@@ -277,7 +273,7 @@ class OutgoingStream:
         finally:
             if brought is not None:
                 headers[_PEER_PROPS] = brought
-        gathering = self._gathering
+        gathering = self.gathering
         flight = gathering.launch(len(encoded.envelope) + encoded.total)
         self.in_flight += 1
         seq = flight.seq
@@ -301,16 +297,16 @@ class OutgoingStream:
     def _expire_due(self, now: float) -> None:
         """Expire what is due, and look when the next will be; most objects were answered long before."""
         self._timer = None
-        for flight in list(self._gathering.flights.values()):
+        for flight in list(self.gathering.flights.values()):
             if flight.waiting and flight.due <= now:
                 self._expire(flight)
-        waiting = [flight.due for flight in self._gathering.flights.values() if flight.waiting]
+        waiting = [flight.due for flight in self.gathering.flights.values() if flight.waiting]
         self._set_timer(min(waiting, default=math.inf))
 
     def _expire(self, flight: Flight) -> None:
         policy = self._options.straggler
-        for site in self._gathering.expire(flight):
-            if isinstance(policy, Drop) and site.misses >= policy.n and site.name in self._gathering.active:
+        for site in self.gathering.expire(flight):
+            if isinstance(policy, Drop) and site.misses >= policy.n and site.name in self.gathering.active:
                 self._drop(site.name, f"did not answer {site.misses} objects in a row in time")
         self._after(flight)
         self.on_news()
@@ -319,21 +315,23 @@ class OutgoingStream:
     def judged(self, flight: Flight) -> None:
         """The application has seen a flight's replies: its place in the window, and the replies' memory, are free."""
         self.in_flight -= 1
-        for leg, size in self._held.pop(flight.seq, ()):
-            leg.inbound.release(size)
-        self._gathering.judged(flight)
-        self._after(flight)
+        if self._held:
+            for leg, size in self._held.pop(flight.seq, ()):
+                leg.inbound.release(size)
+        self.gathering.judged(flight)
+        if self._released:
+            self._after(flight)
         self._room.set()
 
     def _after(self, flight: Flight) -> None:
-        """Do what follows once a flight's sites have all answered, or are gone."""
+        """Tell who waits for an object's buffers, once its sites have all answered or are gone."""
         if flight.unanswered == 0 and self._released:
             for event in self._released.pop(flight.seq, ()):
                 event.set()
 
     async def released(self, seq: int) -> None:
         """Wait until the engine no longer needs the buffers of an object: every site has answered it, or is gone."""
-        flight = self._gathering.flights.get(seq)
+        flight = self.gathering.flights.get(seq)
         if flight is None or flight.unanswered == 0:
             await anyio.lowlevel.checkpoint()
             return
@@ -359,7 +357,7 @@ class OutgoingStream:
     def _on_reply(self, event: ReplyArrived) -> None:
         leg, seq = event.leg, event.seq
         name = leg.site
-        gathering = self._gathering
+        gathering = self.gathering
         flight = gathering.flights.get(seq)
         if name not in gathering.active or flight is None:
             leg.inbound.release(event.size)
@@ -386,7 +384,8 @@ class OutgoingStream:
             stall = self._stalls.pop(name, None)
             if stall is not None:
                 self._host.deadlines.cancel(stall)
-        self._after(flight)
+        if self._released:
+            self._after(flight)
         if flight.complete:
             self.on_news()
         if held_back:
@@ -396,8 +395,8 @@ class OutgoingStream:
 
     def _leave(self, name: str, standing: Standing, rc: str, outcome: Outcome, reason: str = "") -> None:
         """A site takes no more part; see to all flights that waited for it."""
-        waited = list(self._gathering.flights.values())
-        self._gathering.leave(name, standing, rc, outcome, reason)
+        waited = list(self.gathering.flights.values())
+        self.gathering.leave(name, standing, rc, outcome, reason)
         for flight in waited:
             self._after(flight)
         self.on_news()
@@ -418,10 +417,10 @@ class OutgoingStream:
         name = event.leg.opening.targets[0]
         self._legs.pop(name, None)
         rc = ReturnCode.COMMUNICATION_ERROR
-        if name in self._gathering.active:
+        if name in self.gathering.active:
             self._leave(name, Standing.UNREACHABLE, rc, Outcome.LOST, event.reason)
-        elif not self._gathering.sites[name].ended:
-            self._gathering.end(name, rc, None, event.reason)
+        elif not self.gathering.sites[name].ended:
+            self.gathering.end(name, rc, None, event.reason)
         self._acknowledged(name)
 
     def _on_ended(self, event: Ended) -> None:
@@ -437,7 +436,7 @@ class OutgoingStream:
         by_itself = rc == ReturnCode.OK and not (self._ending or self._aborted)
         outcome = Outcome.NOT_SENT if by_itself else Outcome.ABORTED
         self._leave(name, Standing.FINISHED, ReturnCode.OK, outcome)
-        self._gathering.end(name, rc, result, reason)
+        self.gathering.end(name, rc, result, reason)
         self._acknowledged(name)
 
     def _acknowledged(self, name: str) -> None:
@@ -466,7 +465,7 @@ class OutgoingStream:
             leg.abort(ReturnCode.TIMEOUT, self._host.name, reason)
             leg.close()
             self._leave(name, Standing.DROPPED, ReturnCode.TIMEOUT, Outcome.ABORTED, reason)
-            self._gathering.end(name, ReturnCode.TIMEOUT, None, reason)
+            self.gathering.end(name, ReturnCode.TIMEOUT, None, reason)
 
     def abort(self, rc: str, reason: str) -> None:
         """Send ABORT to every site, now; never waits."""
@@ -488,7 +487,7 @@ class OutgoingStream:
 
     def forget(self) -> None:
         """Leave nothing behind: no leg, no deadline, no reservation; every open pair is aborted."""
-        for name in list(self._gathering.active):
+        for name in list(self.gathering.active):
             rc = self._rc_of_abort or ReturnCode.OK
             self._leave(name, Standing.FINISHED, rc, Outcome.ABORTED)
         for leg in self._legs.values():
@@ -502,7 +501,7 @@ class OutgoingStream:
             self._host.deadlines.cancel(stall)
         self._stalls.clear()
         self._set_timer(math.inf)
-        for flight in self._gathering.flights.values():
+        for flight in self.gathering.flights.values():
             self._after(flight)
         for events in self._released.values():
             for event in events:
@@ -519,7 +518,7 @@ class OutgoingStream:
             AssertionError: the account does not balance: a defect of this package.
         """
         self.forget()
-        gathering = self._gathering
+        gathering = self.gathering
         gathering.close()
         sites = gathering.sites
         complete = not self._aborted and all(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -100,7 +101,9 @@ class AsyncioFace:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.time = loop.time
+        # Asyncio's own loops only hand on what this says; a loop with a clock of its own is asked.
+        plain = type(loop).time is asyncio.BaseEventLoop.time
+        self.time: Callable[[], float] = time.monotonic if plain else loop.time
         self._thread = threading.get_ident()
 
     def wakeup(self) -> Wakeup:

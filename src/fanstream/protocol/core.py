@@ -109,6 +109,7 @@ class LinkCore:
             now=now,
         )
         self._reader = FrameReader(self)
+        self.get_buffers = self._reader.get_buffers
         self._payload_limit = PAYLOAD_SIZE + 8 * limits.buffers + limits.envelope
         self._limit_of = {
             int(FrameType.HELLO): limits.hello,
@@ -129,10 +130,6 @@ class LinkCore:
         self.duplicates = 0
 
     # --- the face to the shell ---
-
-    def get_buffers(self) -> list[memoryview]:
-        """Return where the next bytes are to be read, in order."""
-        return self._reader.get_buffers()
 
     def advance(self, count: int, now: float) -> list[Event]:
         """Take note that *count* bytes were read into the buffers.

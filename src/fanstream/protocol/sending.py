@@ -58,11 +58,12 @@ class Scheduler:
     Attributes:
         frame: the peer's limit, as above.
         chunk: bytes of data in the next CHUNK: the limit, or less on a link that takes long to carry as much.
+        pending: whether ``next_output`` is to be asked.
     """
 
     __slots__ = (
-        "_announced", "_answers", "_busy_bytes", "_busy_since", "_control", "_on_output", "_pong", "_ring", "_small",
-        "_written", "chunk", "frame",
+        "_answers", "_busy_bytes", "_busy_since", "_control", "_on_output", "_pong", "_ring", "_small",
+        "_written", "chunk", "frame", "pending",
     )  # fmt: skip
 
     def __init__(self, on_output: Callable[[], object], frame: int) -> None:
@@ -75,7 +76,7 @@ class Scheduler:
         self._small: list[bytes] = []
         self._ring: deque[Turn] = deque()
         self._written: list[Callable[[], object]] = []
-        self._announced = False
+        self.pending = False
         self.frame = self.chunk = frame
 
     def limit_frame(self, frame: int) -> None:
@@ -83,20 +84,20 @@ class Scheduler:
         self.frame = self.chunk = min(self.frame, frame)
 
     def _announce(self) -> None:
-        if not self._announced:
-            self._announced = True
+        if not self.pending:
+            self.pending = True
             self._on_output()
 
     def control(self, frame: bytes) -> None:
         """Send a control frame before all else."""
         self._control.append(frame)
-        if not self._announced:
+        if not self.pending:
             self._announce()
 
     def pong(self) -> None:
         """Give a sign of life; one answers all the PINGs that came before it left."""
         self._pong = True
-        if not self._announced:
+        if not self.pending:
             self._announce()
 
     def answer(self, frame: bytes) -> None:
@@ -121,13 +122,13 @@ class Scheduler:
     def small(self, *parts: bytes) -> None:
         """Send a small frame, given in parts, after the control frames."""
         self._small.extend(parts)
-        if not self._announced:
+        if not self.pending:
             self._announce()
 
     def join(self, turn: Turn) -> None:
         """Let *turn* take its turns until it has nothing sendable; the caller makes sure that it has not joined yet."""
         self._ring.append(turn)
-        if not self._announced:
+        if not self.pending:
             self._announce()
 
     def leave(self, turn: Turn) -> None:
@@ -185,7 +186,7 @@ class Scheduler:
         if out:
             self._busy_bytes += total
         else:
-            self._announced = False
+            self.pending = False
             self._busy_since, self._busy_bytes = None, 0
         return out
 
