@@ -9,7 +9,7 @@ import anyio
 import numpy as np
 import pytest
 
-from fanstream import Shareable, StreamEngine, StreamOptions
+from fanstream import EngineSettings, Shareable, StreamEngine, StreamOptions
 from fanstream.errors import BrokenError, ConnectError
 from fanstream.protocol.frames import FrameType
 from fanstream.testing import FaultyNetwork, Frame, LinkControl, RawPeer, asyncio_backend, trio_backend
@@ -239,12 +239,12 @@ async def test_a_frozen_peer_is_noticed_after_its_silence() -> None:
             StreamEngine("site-1", connect="memory://frozen"),
         ):
             await server.wait_for_sites(["site-1"])
-            await anyio.sleep(7)  # the last heartbeat came at 5 s
+            await anyio.sleep(EngineSettings().heartbeat + 2)
             network.refused.add("site-1")
             network.link("site-1").stall()
             began = anyio.current_time()
             await until(lambda: not server.sites(), 60)
-            assert anyio.current_time() - began == pytest.approx(15 - 2, abs=0.01)
+            assert anyio.current_time() - began == pytest.approx(EngineSettings().silence - 2, abs=0.01)
             network.refused.clear()
             await server.wait_for_sites(["site-1"])
     assert time.monotonic() - real < 5
