@@ -1,10 +1,12 @@
 """What can be set: per stream (StreamOptions), per engine (EngineSettings), and the limits that protect it (Limits).
 
-All are frozen, refuse unknown keys, and are read once at the edge. Sizes are in bytes, times in seconds.
+All are frozen, refuse unknown keys, and are read once at the edge. Sizes are in bytes, times in seconds. Network tells
+which windows keep a link full.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -17,6 +19,10 @@ GIB: Final = 1024 * MIB
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
+_LONGEST: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits of milliseconds hold, about 49 days
+_LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
+_WIDEST: Final = 4096  # objects: the largest window
+_UNASKED: Final = 64 * KIB  # protocol.frames.SMALL_OBJECT: larger objects wait for a GRANT, which takes a round trip
 
 
 class _Frozen(BaseModel):
@@ -78,16 +84,16 @@ class StreamOptions(_Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
 
-    window: Annotated[int, Field(ge=1, le=4096)] = 1
+    window: Annotated[int, Field(ge=1, le=_WIDEST)] = 1
     gather: Gather = "all"
     straggler: Straggler = "wait"
-    max_lag: Annotated[int, Field(ge=0, le=4096)] | None = None
+    max_lag: Annotated[int, Field(ge=0, le=_WIDEST)] | None = None
     stall_timeout: Seconds = 60.0
     end_timeout: Seconds = 10.0
     connect_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     resume_window: Annotated[float, Field(ge=0, le=0)] = 0.0
     copy_objects: Annotated[bool, Field(alias="copy")] = False
-    timeout: Seconds = 60.0
+    timeout: Annotated[float, Field(gt=0, le=_LONGEST)] = 60.0
 
     @property
     def backlog(self) -> int:
@@ -134,12 +140,12 @@ class Limits(_Frozen):
     nodes: Annotated[int, Field(ge=1)] = 20_000
     inline: Annotated[int, Field(ge=0, le=64 * KIB)] = 4 * KIB
     streams: Annotated[int, Field(ge=1)] = 4096
-    backlog: Annotated[int, Field(ge=2)] = 8192
+    backlog: Annotated[int, Field(ge=2, le=_LARGEST)] = 8192
     origin_bytes: Annotated[int, Field(ge=64 * KIB)] = 256 * MIB
     engine_bytes: Annotated[int, Field(ge=64 * KIB)] = GIB
     idle_memory: Annotated[int, Field(ge=0)] = GIB
-    window: Annotated[int, Field(ge=64 * KIB)] = 32 * MIB
-    relay_window: Annotated[int, Field(ge=64 * KIB)] = 2 * MIB
+    window: Annotated[int, Field(ge=64 * KIB, le=_LARGEST)] = 32 * MIB
+    relay_window: Annotated[int, Field(ge=64 * KIB, le=_LARGEST)] = 2 * MIB
     relay_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     hello: Annotated[int, Field(ge=KIB)] = 64 * KIB
     hello_timeout: Seconds = 10.0
@@ -211,4 +217,169 @@ class EngineSettings(_Frozen):
     def _consistent(self) -> Self:
         if self.silence <= self.heartbeat:
             raise ValueError(f"silence is {self.silence} s, not longer than heartbeat of {self.heartbeat} s")
+        if self.retry_max < self.retry_first:
+            raise ValueError(f"retry_max is {self.retry_max} s, less than retry_first of {self.retry_first} s")
+        props = sum(len(key.encode()) + len(value.encode()) for key, value in self.public_props.items())
+        if props > self.limits.opening:
+            raise ValueError(f"public_props have {props} bytes, more than limits.opening of {self.limits.opening}")
         return self
+
+
+class Network(_Frozen):
+    """The line between an opener and its sites: says which windows keep it full, and what rate given ones reach.
+
+    It reckons with the line alone: what a producer, a consumer or a processor takes comes on top.
+
+    Attributes:
+        bandwidth: what leaves the opener, in bytes per second; the sites of a stream share it. Where each site's own
+            line carries less than its share, give that, and one site.
+        round_trip: there and back, in seconds.
+    """
+
+    bandwidth: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    round_trip: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+    def advise(self, *, object_size: int, sites: int = 1, memory: int | None = None) -> Estimate:
+        """Say which settings keep the line full, or as full as *memory* lets them.
+
+        Args:
+            object_size: of one object, envelope and buffers together, in bytes.
+            sites: how many sites the stream goes to.
+            memory: bytes that its objects may take, at the opener and at each site.
+
+        Returns:
+            The smallest window that does it, and limits no smaller than the defaults.
+
+        Raises:
+            TypeError, ValueError: an argument is nonsense, or *memory* does not hold one object.
+        """
+        _check_count("object_size", object_size)
+        _check_count("sites", sites)
+        share = self.bandwidth / sites
+        window = math.ceil(1 + share * self.round_trip * _round_trips(object_size) / object_size)
+        if memory is not None:
+            _check_count("memory", memory)
+            if memory < object_size:
+                raise ValueError(f"memory is {memory} bytes, less than one object of {object_size}")
+            window = min(window, memory // object_size)
+        options = StreamOptions(window=min(window, _WIDEST))
+        # Credit comes back by halves: while one half is acknowledged, the other has to last.
+        wire = _round_up(2 * share * self.round_trip)
+        held = _round_up((options.window + 1) * object_size)  # one more: a size given without its envelope still fits
+        least = Limits()
+        limits = Limits(
+            window=max(least.window, wire),
+            origin_bytes=max(least.origin_bytes, held),
+            engine_bytes=max(least.engine_bytes, held),
+        )
+        return self.estimate(object_size=object_size, sites=sites, options=options, limits=limits)
+
+    def estimate(
+        self,
+        *,
+        object_size: int,
+        sites: int = 1,
+        options: StreamOptions = StreamOptions(),  # noqa: B008 - frozen, so all calls may share one
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> Estimate:
+        """Say what given settings reach.
+
+        Args:
+            object_size: of one object, envelope and buffers together, in bytes.
+            sites: how many sites the stream goes to.
+            options: the stream's.
+            limits: those of the sites' engines.
+
+        Raises:
+            TypeError, ValueError: an argument is nonsense, or the limits do not take such a stream.
+        """
+        _check_count("object_size", object_size)
+        _check_count("sites", sites)
+        if object_size > limits.object:
+            raise ValueError(f"object_size is {object_size} bytes, more than limits.object of {limits.object}")
+        if options.backlog > limits.backlog:
+            raise ValueError(
+                f"options let {options.backlog} objects go unanswered, more than limits.backlog of {limits.backlog}"
+            )
+        share = self.bandwidth / sites
+        flow = min(share, limits.window / (self.round_trip + limits.window / 2 / share))
+        ahead = min(object_size, limits.window)
+        transfer = ahead / share + (object_size - ahead) / flow
+        bounds = {
+            "bandwidth": share / object_size,
+            "Limits.window": flow / object_size,
+            "StreamOptions.window": options.window / (self.round_trip * _round_trips(object_size) + transfer),
+        }
+        held = options.window
+        if object_size > _UNASKED:
+            room = max(1, limits.origin_bytes // object_size)
+            held = min(held, room)
+            bounds["Limits.origin_bytes"] = room / (self.round_trip + transfer)
+        rate = min(bounds.values())
+        bound = next(name for name, value in bounds.items() if math.isclose(value, rate))
+        return Estimate(
+            options=options,
+            limits=limits,
+            rate=rate,
+            throughput=rate * object_size * sites,
+            bound=bound,
+            utilisation=rate / bounds["bandwidth"],
+            opener_memory=options.window * object_size,
+            site_memory=held * object_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What settings reach on a network.
+
+    Attributes:
+        options: for ``stream_objects``.
+        limits: for the ``EngineSettings`` of each site.
+        rate: objects per second, to each site.
+        throughput: bytes per second, to all sites together.
+        bound: what to raise for more: ``"bandwidth"`` of the network, or the setting's name.
+        utilisation: the part of the bandwidth that is used, from 0 to 1.
+        opener_memory: bytes of the objects in flight; the same for any number of sites.
+        site_memory: bytes of the objects that one site holds.
+    """
+
+    options: StreamOptions
+    limits: Limits
+    rate: float
+    throughput: float
+    bound: str
+    utilisation: float
+    opener_memory: int
+    site_memory: int
+
+    def __str__(self) -> str:
+        return (
+            f"a window of {self.options.window} and {_readable(self.limits.window)} on the wire: "
+            f"{self.rate:,.4g} objects/s to each site, {self.throughput / 1e6:,.4g} MB/s in all, "
+            f"{self.utilisation:.0%} of the bandwidth, bound by {self.bound}; "
+            f"{_readable(self.opener_memory)} at the opener, {_readable(self.site_memory)} at each site"
+        )
+
+
+def _round_trips(object_size: int) -> int:
+    """Return how many round trips an object takes: one for its reply, and one for the GRANT if it needs one."""
+    return 1 if object_size <= _UNASKED else 2
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a whole number")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, expected at least 1")
+
+
+def _round_up(size: float) -> int:
+    return math.ceil(size / MIB) * MIB
+
+
+def _readable(size: float) -> str:
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.4g} {name}"
+    return f"{size:.4g} bytes"

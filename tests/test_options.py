@@ -1,0 +1,372 @@
+"""Impossible settings are refused where they are made; and what ``Network`` foretells is what streams reach."""
+
+from __future__ import annotations
+
+import math
+import re
+import ssl
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from fanstream import (
+    Drop,
+    EngineSettings,
+    FLContext,
+    Limits,
+    ObjectProducer,
+    Quorum,
+    Shareable,
+    StreamContext,
+    StreamEngine,
+    StreamOptions,
+)
+from fanstream.options import GIB, KIB, MIB, Network
+from fanstream.protocol.frames import SMALL_OBJECT
+from fanstream.testing import Direction, FaultyNetwork, LinkControl, asyncio_backend
+from fanstream.testing.faults import CAPACITY
+
+# --- what is refused ---
+
+NOT_SECONDS = [(0, "0"), (-1.5, "-1.5"), (math.nan, "finite"), (math.inf, "finite"), ("soon", "soon")]
+NOT_SECONDS_OR_0 = [(-0.5, "-0.5"), (math.nan, "finite"), (math.inf, "finite"), ("soon", "soon")]
+
+STREAM_OPTIONS: dict[str, list[tuple[Any, str]]] = {
+    "window": [(0, "1 .*=0"), (-1, "1 .*=-1"), (4097, "4096 .*=4097"), (1.5, "1.5"), ("many", "many"), (None, "None")],
+    "gather": [("most", "most"), (2, "2"), (None, "None")],
+    "straggler": [("drop", "drop"), (3, "3"), (None, "None")],
+    "max_lag": [(-1, "0 .*=-1"), (4097, "4096 .*=4097"), (0.5, "0.5")],
+    "stall_timeout": NOT_SECONDS,
+    "end_timeout": NOT_SECONDS,
+    "connect_grace": NOT_SECONDS_OR_0,
+    "resume_window": [(1, "0 .*=1"), (-1, "0 .*=-1"), (math.nan, "nan")],
+    "copy_objects": [("perhaps", "perhaps"), (2, "=2")],
+    "timeout": [*NOT_SECONDS[:2], (math.nan, "=nan"), (4_294_967, "4294966 .*=4294967"), (math.inf, "4294966 .*=inf")],
+}
+
+LIMITS: dict[str, list[tuple[Any, str]]] = {
+    "frame": [(4 * KIB - 1, "4096 .*=4095"), (64 * MIB + 1, "67108864 .*=67108865")],
+    "control": [(KIB - 1, "1024 .*=1023")],
+    "envelope": [(KIB - 1, "1024 .*=1023")],
+    "routing": [(KIB - 1, "1024 .*=1023")],
+    "opening": [(KIB - 1, "1024 .*=1023")],
+    "object": [(64 * KIB - 1, "65536 .*=65535")],
+    "buffers": [(0, "1 .*=0"), (1_000_001, "1000000 .*=1000001")],
+    "depth": [(0, "1 .*=0"), (101, "100 .*=101")],
+    "nodes": [(0, "1 .*=0")],
+    "inline": [(-1, "0 .*=-1"), (64 * KIB + 1, "65536 .*=65537")],
+    "streams": [(0, "1 .*=0")],
+    "backlog": [(1, "2 .*=1"), (2**63, f"{2**63 - 1} .*={2**63}")],
+    "origin_bytes": [(64 * KIB - 1, "65536 .*=65535")],
+    "engine_bytes": [(64 * KIB - 1, "65536 .*=65535"), (MIB, "1048576, less than origin_bytes of 268435456")],
+    "idle_memory": [(-1, "0 .*=-1")],
+    "window": [
+        (64 * KIB - 1, "65536 .*=65535"),
+        (MIB - 1, "1048575, less than one frame of 1048576"),
+        (2**63, f"{2**63 - 1} .*={2**63}"),
+    ],
+    "relay_window": [(64 * KIB - 1, "65536 .*=65535"), (2**63, f"{2**63 - 1} .*={2**63}")],
+    "relay_bytes": [(MIB - 1, "1048576 .*=1048575")],
+    "hello": [(KIB - 1, "1024 .*=1023")],
+    "hello_timeout": NOT_SECONDS,
+    "frame_timeout": NOT_SECONDS,
+    "half_open": [(0, "1 .*=0")],
+}
+
+LAX_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+LAX_TLS.minimum_version = ssl.TLSVersion.TLSv1_2
+
+ENGINE_SETTINGS: dict[str, list[tuple[Any, str]]] = {
+    "limits": [("none", "none"), ({"window": 0}, "65536 .*=0"), (None, "None")],
+    "heartbeat": [*NOT_SECONDS, (20, "15.0 s, not longer than heartbeat of 20.0 s")],
+    "silence": [*NOT_SECONDS, (1, r"silence is 1.0 s, not longer than heartbeat of \d.0 s")],
+    "probe_timeout": NOT_SECONDS,
+    "registration_grace": NOT_SECONDS_OR_0,
+    "idle_timeout": NOT_SECONDS,
+    "finalize_timeout": NOT_SECONDS,
+    "abort_timeout": NOT_SECONDS,
+    "shutdown_timeout": NOT_SECONDS,
+    "retry_first": [*NOT_SECONDS, (16, "retry_max is 15.0 s, less than retry_first of 16.0 s")],
+    "retry_max": [*NOT_SECONDS, (0.01, "retry_max is 0.01 s, less than retry_first of 0.05 s")],
+    "allow_plain_tcp": [("perhaps", "perhaps"), (None, "None")],
+    "tls_listen": [("cert.pem", "of type str, expected an ssl.SSLContext"), (LAX_TLS, "TLSv1_2.*, expected TLSv1_3")],
+    "tls_connect": [(b"", "of type bytes, expected an ssl.SSLContext"), (LAX_TLS, "TLSv1_2.*, expected TLSv1_3")],
+    "public_props": [({"n": 1}, "1"), (["a"], "a"), ({"a": "x" * 300_000}, "300001 bytes, .* of 262144")],
+    "workers": [(0, "1 .*=0")],
+}
+
+REFUSED = [
+    pytest.param(model, field, value, message, id=f"{model.__name__}-{field}-{str(value)[:12]}")
+    for model, fields in ((StreamOptions, STREAM_OPTIONS), (Limits, LIMITS), (EngineSettings, ENGINE_SETTINGS))
+    for field, cases in fields.items()
+    for value, message in cases
+]
+
+
+@pytest.mark.parametrize(("model", "field", "value", "message"), REFUSED)
+def test_an_impossible_value_is_refused_with_the_field_the_value_and_the_limit(
+    model: type[Any], field: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model(**{field: value})
+    text = str(caught.value)
+    assert re.search(rf"\b{field}\b", text)
+    assert re.search(message, text, re.DOTALL), text
+
+
+@pytest.mark.parametrize(
+    ("model", "cases"), [(StreamOptions, STREAM_OPTIONS), (Limits, LIMITS), (EngineSettings, ENGINE_SETTINGS)]
+)
+def test_no_field_goes_without_a_value_that_it_refuses(model: type[Any], cases: dict[str, Any]) -> None:
+    assert set(cases) == set(model.model_fields)
+
+
+@pytest.mark.parametrize("model", [StreamOptions, Limits, EngineSettings, Network])
+def test_a_misspelt_option_is_refused_by_its_name(model: type[Any]) -> None:
+    with pytest.raises(ValidationError, match="windoww"):
+        model(windoww=1)
+
+
+@pytest.mark.parametrize("made", [StreamOptions(), Limits(), EngineSettings()])
+def test_options_do_not_change(made: Any) -> None:
+    field = next(iter(type(made).model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(made, field, getattr(made, field))
+
+
+@pytest.mark.parametrize(("kind", "field"), [(Quorum, "k"), (Drop, "n")])
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "1", None])
+def test_a_quorum_or_a_drop_of_no_positive_number_is_refused(kind: type[Any], field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {re.escape(repr(value))}, expected a whole number"):
+        kind(value)
+
+
+# --- the calculator's arguments and answers ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bandwidth": 0, "round_trip": 0.1}, "bandwidth.*=0"),
+        ({"bandwidth": -1, "round_trip": 0.1}, "bandwidth.*=-1"),
+        ({"bandwidth": math.inf, "round_trip": 0.1}, "bandwidth.*finite"),
+        ({"bandwidth": 1e6, "round_trip": -0.1}, "round_trip.*=-0.1"),
+        ({"bandwidth": 1e6, "round_trip": math.nan}, "round_trip.*finite"),
+        ({"bandwidth": 1e6}, "round_trip"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.compile(message, re.DOTALL)):
+        Network(**fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"object_size": 0}, ValueError, "object_size is 0, expected at least 1"),
+        ({"object_size": 1.5}, TypeError, "object_size is 1.5 of type float"),
+        ({"object_size": 1, "sites": 0}, ValueError, "sites is 0"),
+        ({"object_size": 1, "sites": True}, TypeError, "sites is True of type bool"),
+        ({"object_size": 100, "memory": 99}, ValueError, "memory is 99 bytes, less than one object of 100"),
+        ({"object_size": 100, "memory": "1 GiB"}, TypeError, "memory is '1 GiB' of type str"),
+        ({"object_size": 2 * 64 * GIB}, ValueError, "137438953472 bytes, more than limits.object of 68719476736"),
+    ],
+)
+def test_advice_on_nonsense_is_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Network(bandwidth=1e6, round_trip=0.1).advise(**arguments)
+
+
+def test_settings_that_the_sites_would_refuse_are_not_estimated() -> None:
+    with pytest.raises(ValueError, match=r"128 objects go unanswered, more than limits.backlog of 100"):
+        Network(bandwidth=1e6, round_trip=0.1).estimate(
+            object_size=1, options=StreamOptions(window=64), limits=Limits(backlog=100)
+        )
+
+
+def test_the_calculator_and_the_protocol_agree_on_which_objects_need_a_grant() -> None:
+    network = Network(bandwidth=1e9, round_trip=0.1)
+    small, large = (network.estimate(object_size=size).rate for size in (SMALL_OBJECT, SMALL_OBJECT + 1))
+    assert [small, large] == pytest.approx([10, 5], rel=0.01)
+
+
+@pytest.mark.parametrize("object_size", [1, KIB, 64 * KIB, MIB, 64 * MIB])
+@pytest.mark.parametrize("bandwidth", [1e6, 125e6, 1.25e9])
+@pytest.mark.parametrize("round_trip", [0.0, 0.001, 0.05, 0.2])
+def test_what_is_advised_fills_the_line_and_one_object_less_does_not(
+    object_size: int, bandwidth: float, round_trip: float
+) -> None:
+    network = Network(bandwidth=bandwidth, round_trip=round_trip)
+    advised = network.advise(object_size=object_size)
+    if advised.options.window == 4096:  # so small that no window holds enough of them
+        assert advised.bound == "StreamOptions.window"
+        return
+    assert advised.bound == "bandwidth"
+    assert advised.utilisation == pytest.approx(1)
+    assert advised.opener_memory == advised.site_memory == advised.options.window * object_size
+    if advised.options.window > 1:
+        fewer = StreamOptions(window=advised.options.window - 1)
+        assert network.estimate(object_size=object_size, options=fewer, limits=advised.limits).utilisation < 1
+
+
+def test_little_memory_costs_rate_and_the_advice_says_so() -> None:
+    network = Network(bandwidth=125e6, round_trip=0.1)
+    ample, tight = network.advise(object_size=8 * MIB), network.advise(object_size=8 * MIB, memory=17 * MIB)
+    assert (ample.options.window, tight.options.window) == (4, 2)
+    assert (tight.bound, tight.opener_memory, tight.site_memory) == ("StreamOptions.window", 16 * MIB, 16 * MIB)
+    assert tight.rate == pytest.approx(2 / (0.2 + 8 * MIB / 125e6))
+    assert tight.utilisation == pytest.approx(tight.rate / ample.rate)
+    assert "16 MiB at the opener" in str(tight)
+    assert "bound by StreamOptions.window" in str(tight)
+
+
+def test_sites_share_the_bandwidth_and_one_copy_at_the_opener() -> None:
+    network = Network(bandwidth=125e6, round_trip=0.1)
+    one, eight = (network.advise(object_size=MIB, sites=sites) for sites in (1, 8))
+    assert eight.rate == pytest.approx(one.rate / 8)
+    assert eight.throughput == pytest.approx(one.throughput)
+    assert eight.opener_memory == eight.options.window * MIB < one.opener_memory
+
+
+def test_a_budget_that_holds_fewer_objects_than_the_window_is_the_bound() -> None:
+    network = Network(bandwidth=1e9, round_trip=0.1)
+    found = network.estimate(object_size=64 * MIB, options=StreamOptions(window=16))
+    assert (found.bound, found.site_memory) == ("Limits.window", 256 * MIB)
+    found = network.estimate(object_size=MIB, options=StreamOptions(window=16), limits=Limits(origin_bytes=4 * MIB))
+    assert (found.bound, found.site_memory) == ("Limits.origin_bytes", 4 * MIB)
+
+
+# --- what streams reach ---
+
+
+class Line(Direction):
+    """A way that holds what is under way on it besides what a socket holds, and moves packets; slow ones small."""
+
+    @property
+    def _room(self) -> int:
+        free = CAPACITY + int(self.rate * self.delay) - self._size
+        return 0 if self._ended or free < CAPACITY // 2 else free  # a socket does not wake its writer for each packet
+
+    def _put(self, data: bytes | memoryview, now: float) -> None:
+        packet = max(1460, min(16 * KIB, int(self.rate * self.delay / 50)))
+        for start in range(0, len(data), packet):
+            super()._put(data[start : start + packet], now)
+
+
+class Blocks(ObjectProducer):
+    """Produces the same array again and again, and notes when the replies to each were complete."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.obj = Shareable({"data": np.zeros(size, np.uint8)})
+        self.left = number
+        self.times: list[float] = []
+
+    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, float]:
+        if not self.left:
+            return None, 0
+        self.left -= 1
+        return self.obj, 3600
+
+    async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
+        self.times.append(anyio.current_time())
+
+
+async def reached(network: Network, size: int, options: StreamOptions, limits: Limits, *, rounds: int = 3) -> float:
+    """Measure the rate of a stream to one site, in objects per second; the first window of objects is left out."""
+
+    def lay(link: LinkControl) -> None:
+        for way in (link.up, link.down):
+            way.__class__ = Line
+            way.delay, way.rate = network.round_trip / 2, network.bandwidth
+
+    settings = EngineSettings(limits=limits)
+    producer = Blocks((1 + rounds) * options.window, size)
+    with FaultyNetwork(lay):
+        async with (
+            StreamEngine("server", listen="memory://line", settings=settings) as server,
+            StreamEngine("site-1", connect="memory://line", settings=settings) as site,
+        ):
+
+            @site.consumer("models", "weights")
+            async def take(shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> None: ...
+
+            await server.wait_for_sites(["site-1"])
+            context = server.new_context()
+            result = await server.stream_objects(
+                "models", "weights", {}, ["site-1"], producer, context, options=options
+            )
+    assert result.complete
+    first = producer.times[options.window - 1]
+    return rounds * options.window / (producer.times[-1] - first)
+
+
+virtual_time = pytest.mark.parametrize("anyio_backend", [asyncio_backend()], ids=["asyncio"], scope="module")
+
+GRID = [
+    # window, object, round trip, bandwidth
+    (1, KIB, 0.001, 1e6),
+    (4, KIB, 0.001, 1e6),
+    (16, KIB, 0.02, 1e6),
+    (64, KIB, 0.001, 1e9),
+    (64, KIB, 0.05, 1e7),
+    (16, KIB, 0.2, 1e9),
+    (1, 60 * KIB, 0.05, 1e6),
+    (16, 60 * KIB, 0.2, 1e8),
+    (64, 60 * KIB, 0.02, 1e8),
+    (1, 256 * KIB, 0.001, 1e6),
+    (4, 256 * KIB, 0.05, 1e7),
+    (16, 256 * KIB, 0.2, 1e9),
+    (1, MIB, 0.001, 1e9),
+    (1, MIB, 0.05, 1e8),
+    (4, MIB, 0.02, 1e8),
+    (16, MIB, 0.2, 1e8),
+    (1, 8 * MIB, 0.001, 1e9),
+    (1, 8 * MIB, 0.2, 1e8),
+    (3, 8 * MIB, 0.2, 1e9),
+]
+
+
+@virtual_time
+@pytest.mark.anyio
+@pytest.mark.parametrize(("window", "size", "round_trip", "bandwidth"), GRID)
+async def test_a_stream_reaches_what_is_foretold(window: int, size: int, round_trip: float, bandwidth: float) -> None:
+    network, options = Network(bandwidth=bandwidth, round_trip=round_trip), StreamOptions(window=window)
+    foretold = network.estimate(object_size=size, options=options)
+    assert await reached(network, size, options, Limits()) == pytest.approx(foretold.rate, rel=0.15)
+
+
+@virtual_time
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("limits", "window", "size", "bound"),
+    [
+        (Limits(window=MIB), 16, MIB, "Limits.window"),
+        (Limits(window=4 * MIB), 64, 256 * KIB, "Limits.window"),
+        (Limits(window=MIB), 1, 8 * MIB, "StreamOptions.window"),
+        (Limits(origin_bytes=7 * MIB // 2), 16, MIB, "Limits.origin_bytes"),
+        (Limits(origin_bytes=2 * MIB), 4, 3 * MIB, "Limits.origin_bytes"),
+    ],
+)
+async def test_it_reaches_what_is_foretold_where_a_limit_binds(
+    limits: Limits, window: int, size: int, bound: str
+) -> None:
+    network, options = Network(bandwidth=2e8, round_trip=0.05), StreamOptions(window=window)
+    foretold = network.estimate(object_size=size, options=options, limits=limits)
+    assert foretold.bound == bound
+    assert await reached(network, size, options, limits) == pytest.approx(foretold.rate, rel=0.15)
+
+
+@virtual_time
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("bandwidth", "round_trip", "size"),
+    [(1e6, 0.05, KIB), (1e7, 0.02, 60 * KIB), (1e8, 0.02, MIB), (1e8, 0.1, 2 * MIB)],
+)
+async def test_what_is_advised_fills_a_line(bandwidth: float, round_trip: float, size: int) -> None:
+    network = Network(bandwidth=bandwidth, round_trip=round_trip)
+    advised = network.advise(object_size=size)
+    rate = await reached(network, size, advised.options, advised.limits, rounds=2)
+    assert rate * size == pytest.approx(bandwidth, rel=0.15)
