@@ -18,6 +18,7 @@ from .protocol.core import LinkCore, Refusal, Surroundings
 from .protocol.events import Opened, PresenceChanged
 from .protocol.inbound import Decoder
 from .protocol.relay import FIRST_WINDOW
+from .protocol.session import SessionState
 from .shareable import ReturnCode
 from .sites import Sites
 from .tasks import Tasks
@@ -261,8 +262,9 @@ class Connections:
             self._tasks.spawn(self._probe, old, link, name=f"probe of {link.peer}")
 
     def _admit(self, link: Link) -> None:
-        link.admit()
-        self._sites.add(link)
+        if link.core.session.state is SessionState.ADMITTING:  # its peer may have said goodbye already
+            link.admit()
+            self._sites.add(link)
 
     async def _probe(self, old: Link, new: Link) -> None:
         """Two engines claim one name: the newer gets it only if the older is dead."""
@@ -290,8 +292,9 @@ class Connections:
         self._on_opened(event)
 
     def presence(self, link: Link, event: PresenceChanged) -> None:
-        """A hub has said which sites it leads to."""
-        if link.dialler:
+        """A hub has said which sites it leads to; what another engine says of its own links leads nowhere."""
+        hello = link.core.session.peer
+        if link.dialler and hello is not None and hello.hub:
             self._sites.presence(link, event.presence, self.name)
 
     def closed(self, link: Link, reason: str) -> None:

@@ -157,7 +157,9 @@ class IncomingStream:
                 grace = self._host.settings.registration_grace
                 handling = await self._host.handling(opening.channel, opening.topic, grace)
                 if handling is None:
-                    leg.refuse(ReturnCode.TOPIC_UNKNOWN, f"nothing is registered for {opening.channel}/{opening.topic}")
+                    if not self._gone:
+                        reason = f"nothing is registered for {opening.channel}/{opening.topic}"
+                        leg.refuse(ReturnCode.TOPIC_UNKNOWN, reason)
                     end = None
                     return
                 self._handling = handling
@@ -204,7 +206,9 @@ class IncomingStream:
         quiet_until = self._last_arrival + limit
 
         def look(now: float) -> None:
-            if self._last_arrival + limit <= now and not self._queue:
+            if self._queue:
+                self._last_arrival = now  # what waits here may well be all that the opener may send
+            if self._last_arrival + limit <= now:
                 self.stop(ReturnCode.TIMEOUT, f"nothing came for {limit} s")
             else:
                 self._watch_idle()

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import anyio
 import pytest
 
-from fanstream.protocol.events import ObjectArrived
+from fanstream import EngineSettings, Shareable, StreamOptions, StreamResult
+from fanstream.deadlines import Deadline
+from fanstream.options import Drop
+from fanstream.protocol import bodies
+from fanstream.protocol.events import ObjectArrived, Opened
+from fanstream.protocol.frames import FrameType, pack
+from fanstream.testing import FaultyNetwork, RawPeer
+from fanstream.testing.peer import hello
+from tests.federation import QUICK, Keeper, Numbers, federation, on_memory, within_the_process
 from tests.protocol.linked import encoded, linked, opening, pump, small_limits, stream
 
 
@@ -34,3 +45,138 @@ def test_hundreds_of_streams_that_send_at_once_do_not_cut_each_others_frames() -
         leg.send(0, encoded(a=b"x" * 10_000), 1000)
     pump(pair)
     assert [type(event) for event in right.events] == [ObjectArrived] * 400
+
+
+@within_the_process
+@pytest.mark.anyio
+async def test_a_site_that_others_have_streamed_to_is_no_way_to_them(transport: str) -> None:
+    async with federation(transport, 2) as fed:
+        for engine in fed.engines:
+            Keeper().register(engine)
+        assert (await fed.stream(Numbers(1), ["site-1"], opener=fed.sites["site-2"])).complete
+        assert (await fed.stream(Numbers(1), ["site-1"])).complete
+        assert (await fed.stream(Numbers(1), ["site-1", "site-2"])).complete
+
+
+@pytest.mark.xfail(strict=True, reason="an object that is complete when it is sent wakes nobody to judge it")
+@within_the_process
+@pytest.mark.anyio
+async def test_a_producer_that_runs_ahead_goes_on_where_nobody_can_be_reached(transport: str) -> None:
+    async with federation(transport, 0) as fed:
+        producer = Numbers(5)
+        with anyio.fail_after(60):
+            await fed.stream(producer, ["ghost"], options=StreamOptions(window=2))
+        assert producer.rcs("ghost") == ["COMMUNICATION_ERROR"] * 5
+
+
+@pytest.mark.xfail(strict=True, reason="room is made before the value is known")
+@within_the_process
+@pytest.mark.anyio
+async def test_nothing_is_produced_after_the_replies_have_ended_the_stream(transport: str) -> None:
+    async with federation(transport, 1) as fed:
+        Keeper().register(fed.sites["site-1"])
+        producer = Numbers(10, judge=lambda n, _replies: "enough" if n == 1 else None)
+        await fed.stream(producer, options=StreamOptions(window=2))
+        assert producer.log[-1] == "process"
+
+
+@pytest.mark.xfail(strict=True, reason="the end waits for sites that were dropped meanwhile")
+@within_the_process
+@pytest.mark.anyio
+async def test_the_end_does_not_wait_for_a_site_that_is_dropped_meanwhile(transport: str) -> None:
+    async with federation(transport, 1) as fed:
+
+        async def hang(_n: int) -> None:
+            await anyio.sleep_forever()
+
+        Keeper(hang).register(fed.sites["site-1"])
+        options = StreamOptions(gather="first", window=3, straggler=Drop(1), end_timeout=100)
+        began = anyio.current_time()
+        async with fed.server.open_stream("models", "weights", ["site-1"], options=options) as stream:
+            with anyio.move_on_after(1):
+                await stream.send(Shareable({"n": 0}), timeout=5)
+        assert anyio.current_time() - began == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a stream aborted in the very turn in which its site comes is opened all the same"
+)
+@on_memory
+@pytest.mark.anyio
+async def test_a_stream_aborted_while_its_site_comes_leaves_nothing_there(transport: str) -> None:
+    results: list[StreamResult] = []
+    with FaultyNetwork() as network:
+        network.refused.add("site-1")
+        async with federation(transport, 0) as fed:
+            Keeper().register(await fed.join("site-1"))
+            fl_ctx = fed.server.new_context()
+
+            async def stream() -> None:
+                options = StreamOptions(connect_grace=10)
+                results.append(await fed.stream(Numbers(3), fl_ctx=fl_ctx, options=options))
+
+            tell = fed.server._links._sites.tell
+
+            def tell_and_abort() -> None:
+                tell()
+                fl_ctx.get_run_abort_signal().trigger("enough")
+
+            fed.server._links._sites.tell = tell_and_abort  # type: ignore[method-assign]  # for the very moment
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(stream)
+                await anyio.wait_all_tasks_blocked()
+                network.refused.clear()
+    assert [result.rc for result in results] == ["TASK_ABORTED"]
+
+
+@within_the_process
+@pytest.mark.anyio
+async def test_a_stream_that_nobody_takes_and_that_is_lost_at_once_is_no_defect(
+    transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FaultyNetwork() as network:
+        async with federation(transport, 1, settings=QUICK) as fed:
+            taken = fed.sites["site-1"]._links._on_opened
+
+            def open_and_lose(event: Opened) -> None:
+                taken(event)
+                network.links[-1].cut()
+
+            fed.sites["site-1"]._links._on_opened = open_and_lose
+            await fed.stream(Numbers(1))
+    assert "defect" not in caplog.text
+
+
+@on_memory
+@pytest.mark.anyio
+async def test_a_peer_that_says_goodbye_with_its_greeting_is_no_defect(
+    transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with federation(transport, 0) as fed, RawPeer.dial(fed.server.addresses[0]) as peer:
+        goodbye = pack(FrameType.GOAWAY, body=bodies.encode(bodies.Goodbye("bye")))
+        peer.send(hello("site-1").pack() + goodbye)  # in one piece
+        await peer.closed()
+        assert fed.server.sites() == set()
+    assert "defect" not in caplog.text
+
+
+@within_the_process
+@pytest.mark.anyio
+async def test_a_stream_whose_objects_wait_to_be_consumed_is_not_watched_every_millisecond(transport: str) -> None:
+    settings = EngineSettings(registration_grace=0, idle_timeout=1)
+    async with federation(transport, 1, settings=settings) as fed:
+        deadlines = fed.sites["site-1"].deadlines
+        at, moments = deadlines.at, list[float]()
+
+        def count(when: float, callback: Callable[[float], object]) -> Deadline:
+            moments.append(when)
+            return at(when, callback)
+
+        deadlines.at = count  # type: ignore[method-assign]  # so that they are counted
+
+        async def consume(_n: int) -> None:
+            await anyio.sleep(20)
+
+        Keeper(consume).register(fed.sites["site-1"])
+        await fed.stream(Numbers(2, timeout=100), options=StreamOptions(window=2))
+        assert len(moments) < 100
