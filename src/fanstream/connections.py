@@ -268,12 +268,12 @@ class Connections:
 
     async def _probe(self, old: Link, new: Link) -> None:
         """Two engines claim one name: the newer gets it only if the older is dead."""
-        asked = self.face.time()
+        before = old.core.reads
         old.core.session.ping()
         with anyio.move_on_after(self._settings.probe_timeout):
-            while old.open and old.core.session.last_received <= asked:  # noqa: ASYNC110 - any byte is the answer
+            while old.open and old.core.reads == before:  # noqa: ASYNC110 - any byte is the answer
                 await anyio.sleep(0.01)
-        if old.open and old.core.session.last_received > asked:
+        if old.open and old.core.reads > before:
             new.leave("name-in-use", f"another engine answers as {new.peer}")
             return
         old.drop(TransportError("it did not answer, and another engine has its name"))

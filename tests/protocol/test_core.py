@@ -42,9 +42,12 @@ def hello(**changes: Any) -> bytes:
     return pack(FrameType.HELLO, body=bodies.encode(bodies.Hello(**{**fields, **changes})))
 
 
-def payload(kind: FrameType, alias: int, seq: int, sizes: tuple[int, ...] = (), envelope: bytes = b"") -> bytes:
+def payload(
+    kind: FrameType, alias: int, seq: int, sizes: tuple[int, ...] = (), envelope: bytes = b"", flags: int = 0
+) -> bytes:
     head = PAYLOAD.pack(0, len(sizes), sum(sizes), 0)
-    return pack(kind, alias, seq, body=head + b"".join(size.to_bytes(8, "little") for size in sizes) + envelope)
+    body = head + b"".join(size.to_bytes(8, "little") for size in sizes) + envelope
+    return pack(kind, alias, seq, body=body, flags=flags)
 
 
 def chunk(alias: int, seq: int, buffer: int, offset: int, data: bytes) -> bytes:
@@ -227,10 +230,12 @@ def test_large_buffers_wait_for_their_grant_and_take_turns_with_credit(step: int
     pair = left, right = linked(make(), make())
     sender, receiver = stream(pair)
     weights = np.arange(40_000, dtype=np.float32)  # 160 kB: more than two windows
-    sender.send(0, encoded(w=weights, bias=np.ones(3000)), 0)
+    sender.send(0, encoded(a=1), 0)
+    sender.send(1, encoded(w=weights, bias=np.ones(3000)), 0)
     first = left.output()
-    assert len(first) < 4096  # the head alone
+    assert len(first) < 4096  # the heads alone
     right.feed(first)
+    assert right.take(ObjectArrived).seq == 0
     assert right.events == []
     assert right.shared.budget.used > weights.nbytes
     pump(pair, step=step)
@@ -690,18 +695,83 @@ def test_the_last_words_of_a_cause_reach_a_receiver() -> None:
 def test_an_object_beyond_the_limit_is_its_streams_matter_and_nothing_of_it_is_let_in() -> None:
     pair = left, right = linked(right=surroundings(limits=Limits(object=100_000)))
     sender, receiver = stream(pair)
-    sender.send(0, encoded(w=np.zeros(20_000)), 0)
-    sender.send(1, encoded(a=1), 0)
+    for seq in (0, 1):  # the first comes ahead of its grant, the second waits for it
+        sender.send(seq, encoded(w=np.zeros(20_000)), 0)
     pump(pair)
-    arrived = right.take(ObjectArrived)
-    assert isinstance(arrived.value, CodecError)
-    assert "limit 100000" in str(arrived.value)
+    for seq in (0, 1):
+        arrived = right.take(ObjectArrived)
+        assert arrived.seq == seq
+        assert isinstance(arrived.value, CodecError)
+        assert "limit 100000" in str(arrived.value)
+        receiver.release(arrived.size)
     assert right.shared.budget.used == 0
-    assert not sender.outbound.empty, "it was never granted"
-    receiver.release(arrived.size)
-    assert right.take(ObjectArrived).seq == 1
+    assert not sender.outbound.empty, "the second was never granted"
     receiver.reply(0, encoded(), final=True)
     receiver.ended("BAD_REQUEST_DATA", "", b"")
     pump(pair)
     assert [type(event) for event in left.events] == [ReplyArrived, Ended]
     assert (left.core.legs, right.core.legs) == ({}, {})
+
+
+def sent_at_once(side: Side) -> int:
+    """Take what *side* writes before anybody answers; return how many bytes."""
+    return len(side.output())
+
+
+def test_an_object_comes_ahead_of_its_grant_where_the_site_has_answered_all_before_it() -> None:
+    pair = left, right = linked()
+    sender, receiver = stream(pair)
+    big = encoded(w=np.zeros(20_000))
+    for seq in range(3):
+        sender.send(seq, big, 0)
+        data = left.output()
+        assert len(data) > big.total, "with its data"
+        right.feed(data)
+        arrived = right.take(ObjectArrived)
+        assert right.shared.budget.used == arrived.size
+        receiver.release(arrived.size)
+        receiver.reply(seq, encoded())
+        pump(pair)
+        assert left.take(ReplyArrived).seq == seq
+    sender.send(3, big, 0)
+    sender.send(4, big, 0)
+    data = left.output()
+    assert big.total < len(data) < 2 * big.total, "while one is not answered, the next asks first"
+    right.feed(data)
+    pump(pair)
+    assert [right.take(ObjectArrived).seq for _ in range(2)] == [3, 4]
+    assert (left.core.stray, right.core.stray) == (0, 0)
+
+
+def test_a_reply_comes_ahead_of_its_grant_where_the_opener_holds_none() -> None:
+    pair = left, right = linked()
+    sender, receiver = stream(pair, backlog=8)
+    big = encoded(w=np.zeros(20_000))
+    for seq in range(4):
+        sender.send(seq, encoded(), 0)
+    pump(pair)
+    receiver.reply(0, big)
+    receiver.reply(1, big)
+    assert big.total < sent_at_once(right) < 2 * big.total
+    pair = left, right = linked()
+    sender, receiver = stream(pair, backlog=8)
+    sender.send(0, encoded(), 0)
+    pump(pair)
+    receiver.reply(0, big)
+    pump(pair)
+    reply = left.take(ReplyArrived)
+    sender.send(1, encoded(), 0)  # while it holds the reply
+    pump(pair)
+    receiver.reply(1, big)
+    assert sent_at_once(right) < 200
+    sender.inbound.release(reply.size)
+
+
+def test_what_comes_ahead_though_it_must_not_is_an_offence() -> None:
+    pair = _, right = linked()
+    sender, _ = stream(pair)
+    sender.send(0, encoded(w=np.zeros(20_000)), 0)
+    pump(pair)
+    right.take(ObjectArrived)
+    with pytest.raises(RemoteProtocolError, match="object 1 comes ahead of its grant, while 160"):
+        right.feed(payload(FrameType.OBJECT, 1, 1, (80_000,), flags=Flag.AHEAD))

@@ -78,6 +78,7 @@ class LinkCore:
         now: the time.
 
     Attributes:
+        reads: how often bytes have come.
         stray: frames for streams that have ended, and replies to nothing: counted, never delivered.
         duplicates: objects and replies that came twice.
     """
@@ -126,6 +127,7 @@ class LinkCore:
         self._peer_streams: dict[str, int] = {}  # open streams of each origin
         self._begun: float | None = None  # when the frame that is not whole yet began
         self._frames = 0  # how many were whole before it
+        self.reads = 0
         self.stray = 0
         self.duplicates = 0
 
@@ -138,6 +140,7 @@ class LinkCore:
             RemoteProtocolError: they break the rules; the link is to be closed.
         """
         self.session.last_received = now
+        self.reads += 1
         reader = self._reader
         reader.advance(count)
         if reader.idle:

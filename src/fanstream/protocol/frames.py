@@ -47,6 +47,10 @@ class Flag(IntEnum):
     """OBJECT: the stream's last. REPLY: this site's last."""
     WITHDRAW = 0x02
     """END: objects not yet consumed are to be discarded."""
+    AHEAD = 0x04
+    """OBJECT, REPLY: its data follows without a GRANT, since the receiver holds nothing else of this stream."""
+    FREE = 0x08
+    """OBJECT: the opener holds none of this site's replies, so the next may come ahead."""
     CRITICAL = 0x80
     """A receiver that does not know the frame's type must end the link instead of skipping the frame."""
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
 from ..options import Limits
 from .budget import Budget
-from .frames import PAYLOAD, PAYLOAD_SIZE, SMALL_OBJECT, FrameType, pack
+from .frames import PAYLOAD, PAYLOAD_SIZE, SMALL_OBJECT, Flag, FrameType, pack
 from .sending import Scheduler
 
 
@@ -28,6 +28,8 @@ class Decoder(Protocol):
     def decode(self, envelope: memoryview | bytes) -> Any: ...
     def begin(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
 
+
+_AHEAD: Final = int(Flag.AHEAD)
 
 UNCHARGED: Final = 4 * 1024
 """Bytes up to which an object is not counted against the budget: the stream's backlog bounds those."""
@@ -173,16 +175,24 @@ class Inbound:
         size = total + len(envelope)
         arrival = Arrival(seq, flags, size)
         arrival.sizes = sizes
+        ahead = flags & _AHEAD
+        if ahead and (self.held or self._unreserved):
+            raise RemoteProtocolError(f"object {seq} comes ahead of its grant, while {self.held} bytes are held")
         self._arriving.append(arrival)
         if size > limits.object:
-            # The peer cannot know this side's limit, so it has broken no rule. Nothing was allocated, and as long as no
-            # GRANT tells it to, it sends nothing of it.
+            # The peer cannot know this side's limit, so it has broken no rule. Nothing was allocated; what comes ahead
+            # of its grant is drained, and nothing else is sent.
             arrival.value = CodecError(f"an object of {size} bytes, limit {limits.object}")
             arrival.size = 0
             arrival.done = True
+            if ahead:
+                self._by_seq[seq] = arrival
             self._pass_on()
             return
-        if size <= SMALL_OBJECT:
+        if ahead:
+            self._budget.charge(self, size)
+            self._prepare(arrival, envelope)
+        elif size <= SMALL_OBJECT:
             if size > UNCHARGED:
                 self._charge(size)
             self._prepare(arrival, envelope)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .core import LinkCore
 
 _FINAL: Final = int(Flag.FINAL)
+_FREE: Final = int(Flag.FREE)
 
 
 class LegState(Enum):
@@ -150,9 +151,13 @@ class OpenerLeg(Leg):
         if self.state is not LegState.OPEN:
             raise LocalProtocolError(f"object {seq} for {self.site}: the stream is {self.state.name}")
         self.sent = seq + 1
-        self.outbound.send(
-            seq, payload, flags=_FINAL if final else 0, timeout_ms=timeout_ms, acked=self.inbound.expected
-        )
+        inbound = self.inbound
+        acked = inbound.expected
+        flags = _FINAL if final else 0
+        if not inbound.held:
+            flags |= _FREE
+        # A site ends an object's reservation before it answers: once it has answered all, it holds none.
+        self.outbound.send(seq, payload, flags=flags, timeout_ms=timeout_ms, acked=acked, ahead=acked == seq)
         if final:
             self._enter(LegState.DRAINING)
 
@@ -246,12 +251,13 @@ class OpenerLeg(Leg):
 class ReceiverLeg(Leg):
     """The receiving site's end: receives objects, sends replies."""
 
-    __slots__ = ("_aborted", "_cache", "answered", "final", "said_end")
+    __slots__ = ("_aborted", "_cache", "_free_reply", "answered", "final", "said_end")
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         super().__init__(core, alias, opening, target)
         self._cache: dict[int, tuple[Payload, int]] = {}
         self.answered = 0
+        self._free_reply = 0  # the number of the reply that may come ahead: the opener holds none before it
         self.said_end = False
         self._aborted = False
         self.final: int | None = None
@@ -270,7 +276,7 @@ class ReceiverLeg(Leg):
         self.answered = seq + 1
         flags = _FINAL if final else 0
         self._cache[seq] = (payload, flags)
-        self.outbound.send(seq, payload, flags=flags)
+        self.outbound.send(seq, payload, flags=flags, ahead=seq == self._free_reply)
 
     def release(self, size: int) -> None:
         """End the reservation of an object that has been consumed."""
@@ -328,6 +334,8 @@ class ReceiverLeg(Leg):
                 if old >= acked:
                     break
                 del cache[old]
+        if flags & _FREE:
+            self._free_reply = inbound.acked
         if flags & _FINAL:
             self.final = seq + 1
 

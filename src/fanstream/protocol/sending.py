@@ -8,11 +8,12 @@ from typing import Final, Protocol
 
 from ..errors import RemoteProtocolError
 from .frames import CHUNK as CHUNK_HEAD
-from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, SMALL_OBJECT, FrameType, pack
+from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, SMALL_OBJECT, Flag, FrameType, pack
 
 Buffer = bytes | memoryview
 
 _CHUNK: Final = int(FrameType.CHUNK)
+_AHEAD: Final = int(Flag.AHEAD)
 _CHUNK_HEAD_SIZE: Final = CHUNK_HEAD.size
 _MAX_BUFFERS: Final = 512  # IOV_MAX is 1024 on Linux: the most buffers one sendmsg takes; a turn adds two at a time
 _MAX_SMALL: Final = 1024  # small frames joined for one turn, so that a control frame never waits behind more
@@ -244,12 +245,18 @@ class Outbound:
         self.on_empty: Callable[[], object] | None = None
         """Called when the last of what was queued has been handed out."""
 
-    def send(self, seq: int, payload: Payload, *, flags: int = 0, timeout_ms: int = 0, acked: int = 0) -> None:
-        """Queue one object or reply."""
+    def send(
+        self, seq: int, payload: Payload, *, flags: int = 0, timeout_ms: int = 0, acked: int = 0, ahead: bool = False
+    ) -> None:
+        """Queue one object or reply; *ahead* says that the receiver holds nothing else of this stream."""
         envelope = payload.envelope
         sizes = payload.sizes
         total = payload.total
         count = len(sizes)
+        granted = total + len(envelope) <= SMALL_OBJECT
+        if ahead and not granted and count:
+            granted = True
+            flags |= _AHEAD
         length = PAYLOAD_SIZE + 8 * count + len(envelope)
         head = PAYLOAD_HEADER.pack(
             length, self._kind, flags, self._target, self._alias, seq, 0, 0, timeout_ms, count, total, acked
@@ -266,7 +273,7 @@ class Outbound:
             self._join()
         if count:
             transfer = _Transfer(seq, payload)
-            if total + len(envelope) <= SMALL_OBJECT:
+            if granted:
                 self._granted.append(transfer)
                 self._join()
             else:

@@ -178,8 +178,9 @@ class Session:
             if now >= self._hello_deadline:
                 self._events.append(Silent(now - self.last_received))
             return
-        if now - self.last_received >= self._silence:
+        # Compared as next_deadline() adds them up: rounding must not make a moment come and not be due.
+        if now >= self.last_received + self._silence:
             self._events.append(Silent(now - self.last_received))
-        elif now - self.last_sent >= self._heartbeat:
+        elif now >= self.last_sent + self._heartbeat:
             self.last_sent = now
             self.ping()
