@@ -188,9 +188,13 @@ def test_settings_that_the_sites_would_refuse_are_not_estimated() -> None:
 
 
 def test_the_calculator_and_the_protocol_agree_on_which_objects_need_a_grant() -> None:
-    network = Network(bandwidth=1e9, round_trip=0.1)
-    small, large = (network.estimate(object_size=size).rate for size in (SMALL_OBJECT, SMALL_OBJECT + 1))
-    assert [small, large] == pytest.approx([10, 5], rel=0.01)
+    def rate(size: int, window: int) -> float:
+        return (
+            Network(bandwidth=1e9, round_trip=0.1).estimate(object_size=size, options=StreamOptions(window=window)).rate
+        )
+
+    assert [rate(SMALL_OBJECT, 4), rate(SMALL_OBJECT + 1, 4)] == pytest.approx([40, 20], rel=0.01)
+    assert [rate(SMALL_OBJECT, 1), rate(SMALL_OBJECT + 1, 1)] == pytest.approx([10, 10], rel=0.01)
 
 
 @pytest.mark.parametrize("object_size", [1, KIB, 64 * KIB, MIB, 64 * MIB])
@@ -321,6 +325,9 @@ GRID = [
     (16, 256 * KIB, 0.2, 1e9),
     (1, MIB, 0.001, 1e9),
     (1, MIB, 0.05, 1e8),
+    (1, MIB, 0.05, 1e9),
+    (2, MIB, 0.05, 1e9),
+    (64, MIB, 0.05, 1e9),
     (4, MIB, 0.02, 1e8),
     (16, MIB, 0.2, 1e8),
     (1, 8 * MIB, 0.001, 1e9),

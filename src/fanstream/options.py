@@ -22,7 +22,7 @@ _TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
 _LONGEST: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits of milliseconds hold, about 49 days
 _LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
 _WIDEST: Final = 4096  # objects: the largest window
-_UNASKED: Final = 64 * KIB  # protocol.frames.SMALL_OBJECT: larger objects wait for a GRANT, which takes a round trip
+_UNASKED: Final = 64 * KIB  # protocol.frames.SMALL_OBJECT: larger ones wait for a GRANT, save in lock step
 
 
 class _Frozen(BaseModel):
@@ -256,7 +256,7 @@ class Network(_Frozen):
         _check_count("object_size", object_size)
         _check_count("sites", sites)
         share = self.bandwidth / sites
-        window = math.ceil(1 + share * self.round_trip * _round_trips(object_size) / object_size)
+        window = math.ceil(1 + share * self.round_trip * _round_trips(object_size, _WIDEST) / object_size)
         if memory is not None:
             _check_count("memory", memory)
             if memory < object_size:
@@ -308,7 +308,8 @@ class Network(_Frozen):
         bounds = {
             "bandwidth": share / object_size,
             "Limits.window": flow / object_size,
-            "StreamOptions.window": options.window / (self.round_trip * _round_trips(object_size) + transfer),
+            "StreamOptions.window": options.window
+            / (self.round_trip * _round_trips(object_size, options.window) + transfer),
         }
         held = options.window
         if object_size > _UNASKED:
@@ -362,9 +363,9 @@ class Estimate:
         )
 
 
-def _round_trips(object_size: int) -> int:
-    """Return how many round trips an object takes: one for its reply, and one for the GRANT if it needs one."""
-    return 1 if object_size <= _UNASKED else 2
+def _round_trips(object_size: int, window: int) -> int:
+    """Return how many round trips an object takes: one for its reply, and one for the GRANT if it waits for one."""
+    return 1 if object_size <= _UNASKED or window == 1 else 2
 
 
 def _check_count(name: str, value: int) -> None:
