@@ -13,6 +13,7 @@ import anyio
 
 from .abort import AbortSignal
 from .adapters import FunctionFactory, GeneratorProducer, as_producer
+from .arguments import check_address, check_site, check_targets
 from .codec import Codec
 from .connections import Connections
 from .context import FLContext, StreamContext
@@ -20,9 +21,8 @@ from .deadlines import Deadline
 from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
 from .incoming import Handling, IncomingStream
-from .names import check_address, check_site
 from .options import EngineSettings, StreamOptions
-from .outgoing import OutgoingStream, Work, check_targets
+from .outgoing import OutgoingStream, Work
 from .producing import ProducerRun
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore, Refusal

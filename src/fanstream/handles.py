@@ -8,9 +8,10 @@ from typing import Self
 
 import anyio
 
+from .arguments import check_timeout
 from .context import FLContext, StreamContext
 from .options import StreamOptions
-from .outgoing import OutgoingStream, check_timeout
+from .outgoing import OutgoingStream
 from .protocol.gather import Flight
 from .shareable import ReturnCode, Shareable, make_reply
 from .streaming import ConsumerFactory, ObjectConsumer, Registration, StreamResult, Timeout

@@ -6,7 +6,6 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -17,7 +16,6 @@ from .codec import Codec
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import ClosedError, CodecError, LocalProtocolError
-from .names import check_site
 from .options import Drop, EngineSettings, StreamOptions
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore
@@ -26,11 +24,10 @@ from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, St
 from .protocol.inbound import UNCHARGED
 from .protocol.legs import OpenerLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
-from .streaming import SiteResult, StreamResult, Timeout
+from .streaming import SiteResult, StreamResult
 from .wakeup import Face, Wakeup
 
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
-_MAX_TIMEOUT: Final = 2**32 / 1000 - 1  # seconds: what the wire's millisecond field holds, about 49 days
 
 
 class Host(Protocol):
@@ -44,25 +41,6 @@ class Host(Protocol):
 
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
-
-
-def check_timeout(timeout: Timeout, argument: str = "timeout") -> float:
-    """Return a timeout in seconds.
-
-    Raises:
-        TypeError: it is no number and no timedelta.
-        ValueError: it is not positive and finite, or too long for the wire.
-    """
-    if type(timeout) is float and 0 < timeout <= _MAX_TIMEOUT:
-        return timeout
-    if isinstance(timeout, timedelta):
-        timeout = timeout.total_seconds()
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"{argument} is {timeout!r} of type {type(timeout).__name__}, expected seconds or a timedelta")
-    seconds = float(timeout)
-    if not math.isfinite(seconds) or seconds <= 0 or seconds > _MAX_TIMEOUT:
-        raise ValueError(f"{argument} is {timeout!r}, expected a positive number of seconds up to {_MAX_TIMEOUT:.0f}")
-    return seconds
 
 
 class Offer:
@@ -573,25 +551,3 @@ def _truthy(value: Any) -> bool:
 def _site_result(site: SiteLedger) -> SiteResult:
     counts = {str(outcome): number for outcome, number in site.counts.items()}
     return SiteResult(site.rc, site.end_result, counts, site.late, site.reason)
-
-
-def check_targets(targets: Any, own_name: str) -> list[str]:
-    """Return the targets of a stream.
-
-    Raises:
-        TypeError: they are a bare str, or not all of them are str.
-        ValueError: there are none, one is no site's name, one is there twice, or one is this site itself.
-    """
-    if isinstance(targets, (str, bytes)) or not isinstance(targets, Sequence):
-        raise TypeError(f"targets is {targets!r} of type {type(targets).__name__}, expected a list of site names")
-    if not targets:
-        raise ValueError("targets is empty, expected at least one site's name")
-    names = [check_site(name, f"targets[{index}]") for index, name in enumerate(targets)]
-    seen: set[str] = set()
-    for index, name in enumerate(names):
-        if name in seen:
-            raise ValueError(f"targets[{index}] is {name!r}, which is there before: each site once")
-        if name == own_name:
-            raise ValueError(f"targets[{index}] is {name!r}, this site's own name")
-        seen.add(name)
-    return names

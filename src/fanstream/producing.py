@@ -7,8 +7,9 @@ from typing import Any, Final
 import anyio
 
 from .adapters import watches_replies
+from .arguments import check_timeout
 from .context import StreamContext
-from .outgoing import OutgoingStream, check_timeout
+from .outgoing import OutgoingStream
 from .protocol.gather import Flight
 from .shareable import Shareable
 from .streaming import ObjectProducer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .arguments import WILDCARD
 from .incoming import Handling
-from .names import WILDCARD
 
 
 class Registration:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
+from ..arguments import SITE_NAME
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..names import SITE_NAME
 from . import bodies
 from .events import Departed, Event, Greeted, PresenceChanged, Silent
 from .frames import MAGIC, VERSIONS, Flag, FrameType, pack

@@ -17,10 +17,10 @@ import anyio.to_thread
 import xxhash
 
 from ..adapters import call
+from ..arguments import check_timeout
 from ..context import FLContext, StreamContext
 from ..engine import StreamEngine
 from ..options import GIB, KIB, MIB, StreamOptions
-from ..outgoing import check_timeout
 from ..shareable import ReturnCode, Shareable, make_reply
 from ..streaming import ConsumerFactory, ObjectConsumer, Registration, StreamResult, Timeout
 from .arguments import check_callback, check_engine, check_number, check_options

@@ -6,8 +6,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from ..arguments import check_timeout
 from ..context import FLContext, StreamContext
-from ..outgoing import check_timeout
 from ..shareable import ReturnCode, Shareable
 from ..streaming import ObjectProducer, Timeout
 
