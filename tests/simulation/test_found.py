@@ -13,6 +13,7 @@ from fanstream.options import Drop
 from fanstream.protocol import bodies
 from fanstream.protocol.events import ObjectArrived, Opened
 from fanstream.protocol.frames import FrameType, pack
+from fanstream.protocol.legs import OpenerLeg
 from fanstream.testing import FaultyNetwork, RawPeer
 from fanstream.testing.peer import hello
 from tests.federation import QUICK, Keeper, Numbers, federation, on_memory, within_the_process
@@ -31,6 +32,24 @@ def test_an_object_that_waits_for_its_reservation_does_not_wait_for_smaller_ones
         assert arrived.seq == seq
         receiver.release(arrived.size)
     assert right.shared.budget.used == 0
+
+
+@on_memory
+@pytest.mark.anyio
+async def test_an_abort_with_the_loss_right_behind_it_costs_a_site_no_other_stream(
+    transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with federation(transport, 2) as fed:
+        Keeper().register(fed.sites["site-2"])
+        (near,) = fed.sites["site-1"]._links
+        async with fed.sites["site-1"].open_stream("models", "weights", ["site-2"]) as stream:
+            await stream.send(Shareable({"n": 0}))
+            for leg in list(near.core.legs.values()):
+                assert isinstance(leg, OpenerLeg)
+                leg.abort("TASK_ABORTED", "site-1", "")
+            near.leave("bye")  # the hub hears both in one piece, and so does the other site
+        assert "defect" not in caplog.text
+        assert (await fed.stream(Numbers(1), ["site-2"])).complete
 
 
 @pytest.mark.xfail(
