@@ -124,7 +124,8 @@ class IncomingStream:
             if event.withdraw:
                 self.stop(ReturnCode.OK, "withdrawn")
         elif type(event) is Aborted:
-            self._leg.ending()
+            if not self._gone:  # the loss of the stream may stand right behind its ABORT
+                self._leg.ending()
             self.stop(ReturnCode.TASK_ABORTED, event.reason)
         elif type(event) is Lost:
             self.stop(ReturnCode.COMMUNICATION_ERROR, event.reason)

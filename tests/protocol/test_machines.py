@@ -341,7 +341,8 @@ class Streams(RuleBasedStateMachine):
             stream.stopped = True
             stream.waiting.clear()
             assert stream.far is not None
-            stream.far.ending()
+            if not stream.far.closed:  # as by a LOST right behind the ABORT
+                stream.far.ending()
         elif isinstance(event, ReplyArrived):
             assert not stream.over
             assert event.seq == stream.answered

@@ -283,9 +283,9 @@ class ReceiverLeg(Leg):
         self.inbound.release(size)
 
     def ending(self) -> None:
-        """Say that an ABORT was heard, unless the frame right behind it has already closed the leg."""
-        if self.state is not LegState.CLOSED:
-            self._control(FrameType.ENDING)
+        """Say that an ABORT was heard."""
+        self._require(LegState.OPEN, LegState.DRAINING)
+        self._control(FrameType.ENDING)
 
     def ended(self, rc: str, reason: str, result: bytes) -> None:
         """Say how the stream ended here, after all the replies given; the leg lives until those have gone."""
