@@ -1,0 +1,247 @@
+"""Scenarios: what happens in one simulated run, all of it drawn from one integer."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal
+
+TICK: Final = 0.01
+"""Seconds that all moments and durations are multiples of, so that many things happen at the same moment."""
+
+SERVER: Final = "server"
+GHOST: Final = "ghost"
+"""A target that no engine has."""
+
+
+class Script:
+    """Prints those of its fields that are not as usual, one scenario being long enough."""
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in fields(self)  # type: ignore[arg-type]  # every subclass is a dataclass
+            if getattr(self, each.name) != each.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, repr=False)
+class SiteScript(Script):
+    """How one site treats one stream; numbers are those of objects.
+
+    Attributes:
+        registered: when the topic is registered; None for never.
+        delays: seconds that each ``consume`` takes.
+        reply_sizes: bytes in each reply.
+        fails: who raises or takes for ever, if any does.
+        at: at which object, where ``fails`` is a kind of ``consume``.
+        leaves_with: the return code of an early end.
+        end_result: what ``stream_done_cb`` returns.
+    """
+
+    registered: float | None = 0.0
+    delays: tuple[float, ...] = ()
+    reply_sizes: tuple[int, ...] = ()
+    fails: str = ""
+    at: int = 0
+    leaves_with: str = "OK"
+    end_result: Any = None
+
+
+@dataclass(frozen=True, repr=False)
+class StreamScript(Script):
+    """One stream: its options, what its producer does, and what is done to it.
+
+    Attributes:
+        start: when it is opened.
+        sizes, timeouts, makes, judges: of each object: bytes, seconds for the reply, to be produced, and to be judged.
+        ending: how the producer ends it, other than by having no more.
+        at: with which object it does.
+        stop: whether, and how, somebody else does.
+        stop_at: when.
+    """
+
+    opener: str = SERVER
+    targets: tuple[str, ...] = ()
+    start: float = 0.0
+    window: int = 1
+    gather: Any = "all"
+    drop: int = 0
+    max_lag: int | None = None
+    stall_timeout: float = 60.0
+    end_timeout: float = 10.0
+    connect_grace: float = 0.0
+    optional: bool = False
+    watching: bool = False
+    sizes: tuple[int, ...] = ()
+    timeouts: tuple[float, ...] = ()
+    makes: tuple[float, ...] = ()
+    judges: tuple[float, ...] = ()
+    ending: str = ""
+    at: int = 0
+    stop: Literal["", "signal", "cancel"] = ""
+    stop_at: float = 0.0
+    sites: tuple[tuple[str, SiteScript], ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Fault(Script):
+    """What happens to a link: to the newest that leads from or to ``site`` at that moment."""
+
+    at: float
+    kind: Literal["stall", "cut", "cut after", "slow"]
+    site: str
+    seconds: float = 0.0
+    count: int = 0
+
+
+@dataclass(frozen=True, repr=False)
+class Absence(Script):
+    """An engine ends, and a new one of the same name begins."""
+
+    site: str
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class Scenario(Script):
+    """One run.
+
+    Attributes:
+        topology: ``local``: engines find each other by name; ``hub``: the sites dial in to the server.
+        calm: nothing goes wrong, so everything has to end well.
+        delays: seconds under way, of each site's links.
+    """
+
+    seed: int
+    topology: Literal["local", "hub"]
+    calm: bool
+    sites: tuple[str, ...]
+    delays: tuple[float, ...]
+    limits: tuple[tuple[str, int], ...]
+    registration_grace: float
+    idle_timeout: float | None
+    streams: tuple[StreamScript, ...]
+    faults: tuple[Fault, ...]
+    absences: tuple[Absence, ...]
+
+    def __repr__(self) -> str:
+        lines = super().__repr__()
+        for kind in ("StreamScript(", "Fault(", "Absence(", "('site-", "('server'"):
+            lines = lines.replace(kind, f"\n    {kind}")
+        return lines
+
+
+def scenario(seed: int) -> Scenario:
+    """Draw a scenario."""
+    return _Drawing(random.Random(seed)).scenario(seed)
+
+
+class _Drawing:
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.calm = rng.random() < 0.2
+
+    def ticks(self, most: float, least: float = 0.0) -> float:
+        return round(self.rng.randint(round(least / TICK), round(most / TICK)) * TICK, 6)
+
+    def maybe(self, chance: float) -> bool:
+        return not self.calm and self.rng.random() < chance
+
+    def scenario(self, seed: int) -> Scenario:
+        rng = self.rng
+        names = tuple(f"site-{number}" for number in range(1, rng.choice([1, 1, 2, 3, 4, 6]) + 1))
+        origin = rng.choice([64, 100, 1000, 256 * 1024]) * 1024
+        limits = (
+            ("frame", rng.choice([4, 16, 1024]) * 1024),
+            ("window", rng.choice([1024, 32 * 1024]) * 1024),
+            ("relay_window", rng.choice([64, 2048]) * 1024),
+            ("origin_bytes", origin),
+            ("engine_bytes", max(origin, 64 * 1024) * rng.choice([1, 4])),
+        )
+        topology: Literal["local", "hub"] = rng.choice(["local", "hub", "hub"])
+        faulty = self.maybe(0.5)
+        return Scenario(
+            seed=seed,
+            topology=topology,
+            calm=self.calm,
+            sites=names,
+            delays=tuple(rng.choice([0.0, 0.0, TICK, 5 * TICK]) for _ in names),
+            limits=limits,
+            registration_grace=rng.choice([0.0, 1.0]),
+            idle_timeout=rng.choice([0.5, 3.0]) if self.maybe(0.1) else None,
+            streams=tuple(self.stream(names) for _ in range(rng.choice([1, 1, 1, 2, 3]))),
+            faults=tuple(self.fault((SERVER, *names)) for _ in range(rng.randint(1, 4) if faulty else 0)),
+            absences=tuple(
+                Absence(rng.choice((SERVER, *names)), self.ticks(3), self.ticks(1))
+                for _ in range(rng.randint(1, 2) if self.maybe(0.25) else 0)
+            ),
+        )
+
+    def fault(self, names: tuple[str, ...]) -> Fault:
+        rng = self.rng
+        kind: Literal["stall", "cut", "cut after", "slow"] = rng.choice(["stall", "cut", "cut", "cut after", "slow"])
+        seconds = rng.choice([self.ticks(1), self.ticks(20)]) if kind == "stall" else 0.0
+        count = rng.randint(0, 100_000) if kind in ("cut after", "slow") else 0
+        return Fault(self.ticks(3), kind, rng.choice(names), seconds, count)
+
+    def stream(self, names: tuple[str, ...]) -> StreamScript:
+        rng = self.rng
+        everyone = [SERVER, *names]
+        opener = SERVER if rng.random() < 0.7 else rng.choice(names)
+        others = [name for name in everyone if name != opener]
+        targets = rng.sample(others, rng.randint(1, len(others)))
+        if self.maybe(0.1):
+            targets.insert(rng.randint(0, len(targets)), GHOST)
+        number = rng.choice([0, 1, 2, 3, 5, 8, 20])
+        largest = rng.choice([0, 1000, 60_000, 200_000])
+        quick = rng.random() < 0.5
+        gather = rng.choice(["all", "all", "first", rng.randint(1, len(targets))])
+        stop: Literal["", "signal", "cancel"] = rng.choice(["signal", "cancel"]) if self.maybe(0.3) else ""
+        endings = ["raise in produce", "wrong type", "bad timeout", "value", "false value", "raise in judge"]
+        return StreamScript(
+            opener=opener,
+            targets=tuple(targets),
+            start=self.ticks(1),
+            window=rng.choice([1, 1, 2, 3, 5, 16]),
+            gather=gather,
+            drop=rng.randint(1, 3) if self.maybe(0.2) else 0,
+            max_lag=rng.choice([None, 0, 1]),
+            stall_timeout=self.ticks(3, 0.1) if self.maybe(0.5) else 60.0,
+            end_timeout=60.0 if self.calm else rng.choice([10.0, 10.0, self.ticks(3, 0.1)]),
+            connect_grace=30.0 if self.calm else rng.choice([0.0, 0.1, 1.0]),
+            optional=rng.random() < 0.2,
+            watching=rng.random() < 0.3,
+            sizes=tuple(rng.randint(0, largest) for _ in range(number)),
+            timeouts=tuple(30.0 if self.calm or rng.random() < 0.3 else self.ticks(0.5, 0.01) for _ in range(number)),
+            makes=tuple(0.0 if quick else self.ticks(0.1) for _ in range(number + 1)),
+            judges=tuple(0.0 if quick else self.ticks(0.1) for _ in range(number)),
+            ending=rng.choice(endings) if self.maybe(0.3) else "",
+            at=rng.randint(0, max(0, number - 1)),
+            stop=stop,
+            stop_at=self.ticks(3),
+            sites=tuple((name, self.site(number)) for name in targets if name != GHOST),
+        )
+
+    def site(self, number: int) -> SiteScript:
+        rng = self.rng
+        slow = rng.choice([0.0, 0.0, 0.1, 0.5])
+        kinds = [
+            "hang in consume", "raise in consume", "leave", "leave", "nonsense", "raise in get_consumer",
+            "slow finalize", "hang in finalize", "raise in finalize", "raise in done", "hang in done",
+            "raise in return",
+        ]  # fmt: skip
+        registered: float | None = 0.0
+        if self.maybe(0.1):
+            registered = rng.choice([None, self.ticks(2)])
+        return SiteScript(
+            registered=registered,
+            delays=tuple(self.ticks(slow) for _ in range(number)),
+            reply_sizes=tuple(rng.choice([0, 100, 50_000, 150_000]) for _ in range(number)),
+            fails=rng.choice(kinds) if self.maybe(0.35) else "",
+            at=rng.randint(0, max(0, number - 1)),
+            leaves_with=rng.choice(["OK", "EMPTY_RESULT"]),
+            end_result=rng.choice([None, None, "done", 7]),
+        )
