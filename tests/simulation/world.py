@@ -21,6 +21,8 @@ from fanstream import (
     StreamResult,
 )
 from fanstream.options import Drop, Limits, Quorum
+from fanstream.outgoing import OutgoingStream
+from fanstream.protocol.legs import OpenerLeg
 from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
 from tests.simulation.actors import ENGINES_OWN, Actors, Factory, ScriptedError
 from tests.simulation.scenario import SERVER, Absence, Fault, Scenario, StreamScript, scenario
@@ -196,8 +198,19 @@ class World:
             actors.object(f"stream_objects took {now - stop_at} s to end after {script.stop}")
         if scope.cancelled_caught != (result is None and error is None) and not in_time.cancelled_caught:
             actors.object(f"cancelled: {scope.cancelled_caught}, but the result is {result}, the error {error!r}")
+        self.check_forgotten(engine, actors)
         left = self.engines.get(script.opener) is not engine
         Verdict(self, actors).opener(result, error, stopped=signal.triggered or left)
+
+    def check_forgotten(self, engine: StreamEngine, actors: Actors) -> None:
+        """No leg and no deadline is left at the opener, at the very moment when the stream has ended."""
+        owners = [leg.owner for link in engine._links for leg in link.core.legs.values() if isinstance(leg, OpenerLeg)]
+        for _, _, deadline in engine.deadlines._heap:
+            callback = getattr(deadline.callback, "func", deadline.callback)
+            owners.append(getattr(callback, "__self__", None))
+        for owner in owners:
+            if isinstance(owner, OutgoingStream) and owner not in engine._outgoing:
+                actors.object("a leg or a deadline is left at the opener")
 
     async def stop(self, script: StreamScript, signal: AbortSignal, scope: anyio.CancelScope) -> None:
         if script.stop:
@@ -355,6 +368,7 @@ class Verdict:
             given = len(replies) - len(failures)
             gather = self.script.gather
             needed = len(replies) if gather == "all" else 1 if gather == "first" else gather
+            self.claim(given <= needed, f"{given} replies were waited for, {needed} are enough for {gather}")
             if given < needed:
                 blamed |= set(failures) or {"EARLY_TERMINATION"}
         if blamed:
