@@ -53,7 +53,7 @@ picks = st.integers(0, STREAMS - 1)
 
 def limits(draw: Any) -> Limits:
     """Draw limits that are soon reached."""
-    origin = draw(st.sampled_from([64, 100, 400])) * KIB
+    origin = draw(st.sampled_from([64, 250, 400])) * KIB
     return Limits(
         frame=draw(st.sampled_from([4 * KIB, 16 * KIB, 64 * KIB])),
         window=draw(st.sampled_from([64, 100, 300])) * KIB,
@@ -205,6 +205,10 @@ class Streams(RuleBasedStateMachine):
                     self.heed(way.read(end, 1 << 30))
         for stream in self.streams:
             self.check_credit_is_back(stream)
+            if stream.far is not None and stream.wanted and not stream.waiting:
+                assert stream.far.inbound.held == 0
+            if not (stream.over or stream.unjudged):
+                assert stream.leg.inbound.held == 0
 
     # -- the opener --
 
@@ -224,17 +228,20 @@ class Streams(RuleBasedStateMachine):
         self.all[stream.number] = stream
 
     @precondition(lambda self: any(stream.sends for stream in self.streams))
-    @rule(pick=picks, lengths=sizes, final=st.integers(0, 9))
-    def send(self, pick: int, lengths: list[int], final: int) -> None:
+    @rule(pick=picks, objects=st.lists(sizes, min_size=1, max_size=6), final=st.integers(0, 9))
+    def send(self, pick: int, objects: list[list[int]], final: int) -> None:
         able = [stream for stream in self.streams if stream.sends]
         stream = able[pick % len(able)]
-        seq = len(stream.sent)
-        content = parts(stream.number, seq, 0, lengths)
-        stream.sent.append(content)
-        last = final == 0
-        stream.leg.send(seq, encode(content), 1000, final=last)
-        if last:
-            self.say_end(stream, withdraw=False)
+        for index, lengths in enumerate(objects):
+            if not stream.sends:
+                break
+            seq = len(stream.sent)
+            content = parts(stream.number, seq, 0, lengths)
+            stream.sent.append(content)
+            last = final == 0 and index + 1 == len(objects)
+            stream.leg.send(seq, encode(content), 1000, final=last)
+            if last:
+                self.say_end(stream, withdraw=False)
 
     @precondition(lambda self: any(stream.unjudged for stream in self.streams))
     @rule(pick=picks)
@@ -375,8 +382,9 @@ class Streams(RuleBasedStateMachine):
     @invariant()
     def what_is_reserved_is_held_by_a_leg(self) -> None:
         for node in self.nodes.values():
-            held = sum(leg.inbound.held for leg in node.legs() if not isinstance(leg, RelayLeg))
-            assert node.shared.budget.used == held
+            held = [leg.inbound.held for leg in node.legs() if not isinstance(leg, RelayLeg)]
+            assert node.shared.budget.used == sum(held)
+            assert min(held, default=0) >= 0
             relayed = sum(leg._window - FIRST_WINDOW for leg in node.legs() if isinstance(leg, RelayLeg))
             assert node.shared.relays.used == relayed
 
