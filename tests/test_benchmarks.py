@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.plots import plot
+from benchmarks.harness.tables import tables
 from benchmarks.report import SUITE
 
 pytestmark = [
@@ -55,6 +56,17 @@ def test_a_report_has_a_table_of_what_was_measured(tmp_path: Path) -> None:
     assert [row["import"] for row in line["rows"]] == [
         text.split(" | ")[0].removeprefix("| ") for text in table if text.startswith("| ")
     ][2:]
+
+
+def test_a_table_names_the_median_the_ends_and_what_processes_cost() -> None:
+    spread = {"median": 2.0, "min": 1.0, "max": 4.0}
+    rows = [
+        {"malloc": "as installed", "sites": 2, "peer": "nats", "gb_per_s": spread, "cpu_s_per_gib": cpu}
+        for cpu in ({"opener": 1.0, "helper-1": 0.5, "site-1": 0.1, "site-2": 0.3},)
+    ]
+    title, text = tables("peers_bulk", rows)
+    assert title == "### malloc: as installed, sites: 2"
+    assert text.splitlines()[-1] == "| nats | 2 (1 to 4) | 1 + 0.5 / 0.3 |"
 
 
 def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:

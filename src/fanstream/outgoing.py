@@ -153,6 +153,8 @@ class OutgoingStream:
             return  # the signal was triggered before: nothing is sent
         names = list(self.gathering.sites)
         links = await self._host.reach(names, self._options.connect_grace)
+        if self._aborted:
+            return
         for name in names:
             link = links.get(name)
             try:
@@ -227,6 +229,7 @@ class OutgoingStream:
         if leg is not None:
             leg.abort(ReturnCode.TIMEOUT, self._host.name, reason)
             leg.close()
+            self._acknowledged(name)
 
     def dispatch(self, obj: Shareable, timeout: float, *, final: bool = False) -> Flight:
         """Encode an object once and send it to every active site; never waits.
@@ -262,6 +265,8 @@ class OutgoingStream:
             milliseconds = max(1, int(timeout * 1000))
             for name in gathering.active:
                 self._legs[name].send(seq, encoded, milliseconds, final=final)
+        else:
+            self.on_news()  # nobody is left to wait for: it is to be judged at once
         return flight
 
     def _set_timer(self, when: float) -> None:

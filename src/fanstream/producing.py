@@ -92,6 +92,8 @@ class ProducerRun:
         stream = self._stream
         if not stream.has_room and not await stream.room():
             return False
+        if self._value is not None:  # the replies have ended the stream while there was no room
+            return False
         produced = await self._producer.produce(self._stream_ctx, self._fl_ctx)
         if not isinstance(produced, tuple) or len(produced) != 2:
             raise TypeError(
@@ -128,12 +130,12 @@ class ProducerRun:
 
     async def _judge(self, flight: Flight) -> bool:
         value = await self._producer.process_replies(flight.replies, self._stream_ctx, self._fl_ctx)
+        if value is not None:
+            self._value = value
+            return False  # and no room is made: nothing may be produced any more
         self._judged += 1
         self._stream.judged(flight)
-        if value is None:
-            return True
-        self._value = value
-        return False
+        return True
 
     async def _show_offers(self) -> None:
         producer, offers = self._producer, self._stream.offers

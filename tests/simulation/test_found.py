@@ -54,9 +54,6 @@ async def test_an_abort_with_the_loss_right_behind_it_costs_a_site_no_other_stre
         assert (await fed.stream(Numbers(1), ["site-2"])).complete
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Scheduler.next_output cuts frames given in parts, and sends chunks before heads"
-)
 def test_hundreds_of_streams_that_send_at_once_do_not_cut_each_others_frames() -> None:
     pair = left, right = linked()
     legs = [left.core.open(opening(stream=number.to_bytes(16, "big")), 0, b"") for number in range(400)]
@@ -79,7 +76,6 @@ async def test_a_site_that_others_have_streamed_to_is_no_way_to_them(transport: 
         assert (await fed.stream(Numbers(1), ["site-1", "site-2"])).complete
 
 
-@pytest.mark.xfail(strict=True, reason="an object that is complete when it is sent wakes nobody to judge it")
 @within_the_process
 @pytest.mark.anyio
 async def test_a_producer_that_runs_ahead_goes_on_where_nobody_can_be_reached(transport: str) -> None:
@@ -90,7 +86,6 @@ async def test_a_producer_that_runs_ahead_goes_on_where_nobody_can_be_reached(tr
         assert producer.rcs("ghost") == ["COMMUNICATION_ERROR"] * 5
 
 
-@pytest.mark.xfail(strict=True, reason="room is made before the value is known")
 @within_the_process
 @pytest.mark.anyio
 async def test_nothing_is_produced_after_the_replies_have_ended_the_stream(transport: str) -> None:
@@ -101,7 +96,6 @@ async def test_nothing_is_produced_after_the_replies_have_ended_the_stream(trans
         assert producer.log[-1] == "process"
 
 
-@pytest.mark.xfail(strict=True, reason="the end waits for sites that were dropped meanwhile")
 @within_the_process
 @pytest.mark.anyio
 async def test_the_end_does_not_wait_for_a_site_that_is_dropped_meanwhile(transport: str) -> None:
@@ -119,9 +113,6 @@ async def test_the_end_does_not_wait_for_a_site_that_is_dropped_meanwhile(transp
         assert anyio.current_time() - began == pytest.approx(5, abs=0.1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a stream aborted in the very turn in which its site comes is opened all the same"
-)
 @on_memory
 @pytest.mark.anyio
 async def test_a_stream_aborted_while_its_site_comes_leaves_nothing_there(transport: str) -> None:
@@ -203,7 +194,6 @@ async def test_a_stream_whose_objects_wait_to_be_consumed_is_not_watched_every_m
         assert len(moments) < 100
 
 
-@pytest.mark.xfail(strict=True, reason="leases are known by their address, which the next one may have")
 def test_memory_dropped_while_other_memory_is_taken_is_accounted_for() -> None:
     held: list[memoryview] = []
 

@@ -38,7 +38,7 @@ class Memory:
         idle: bytes of blocks kept.
     """
 
-    __slots__ = ("_back", "_idle", "_leases", "_limit", "_peak", "idle", "lent")
+    __slots__ = ("_back", "_idle", "_leases", "_limit", "_peak", "_serial", "idle", "lent")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -46,6 +46,7 @@ class Memory:
         self._back: deque[tuple[int, Bytes]] = deque()
         self._idle: OrderedDict[int, list[Bytes]] = OrderedDict()  # sizes used last stand last
         self._peak = 0
+        self._serial = 0  # of leases; not their addresses, which the next one may have
         self.lent = 0
         self.idle = 0
 
@@ -67,8 +68,8 @@ class Memory:
             block = self._allocate(size)
         self.lent += size
         lease = block[:]
-        key = id(lease)
-        self._leases[key] = weakref.ref(lease, partial(self._returned, key, block))
+        self._serial += 1
+        self._leases[self._serial] = weakref.ref(lease, partial(self._returned, self._serial, block))
         # As a memoryview: numpy would let an array that is made of the lease itself refer to the block alone.
         return lease.data
 

@@ -122,7 +122,7 @@ class Scheduler:
 
     def small(self, *parts: bytes) -> None:
         """Send a small frame, given in parts, after the control frames."""
-        self._small.extend(parts)
+        self._small.append(b"".join(parts))
         if not self.pending:
             self._announce()
 
@@ -172,6 +172,7 @@ class Scheduler:
             else:
                 out.append(b"".join(small[:_MAX_SMALL]))
                 del small[:_MAX_SMALL]
+                return out  # a chunk must not overtake the head of its object, which may be among the others
         ring = self._ring
         total = 0
         while ring and total < limit and len(out) < _MAX_BUFFERS:
