@@ -34,6 +34,7 @@ SUITE: Final[tuple[tuple[str, ...], ...]] = (
     ("idle",),
     ("large_objects",),
     ("large_objects", "--transport", "unix", "--sites", "1", "4", "--loop", "uvloop"),
+    ("tls",),
     ("peers_bulk",),
     ("peers_small",),
 )
@@ -127,6 +128,7 @@ def main() -> None:
     file.write_text(json.dumps({"commit": measured, "results": results}, indent=1) + "\n", encoding="utf-8")
     for path in [file, *render(file)]:
         print(path)
+    print(f"{sum(line['took_s'] for line in results) / 60:.1f} minutes in all", file=sys.stderr)
     if failed:
         raise SystemExit(f"failed: {'; '.join(failed)}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..peers import LOCK_STEP, PEERS, Work, installed
 from .figures import spread
-from .teams import Run, Team, describe, ratios, take_turns
+from .teams import Run, Team, describe, named, ratios, take_turns
 
 OWN: Final = ("raw", "fanstream")
 OTHERS: Final = tuple(peer for peer in PEERS if peer not in OWN)
@@ -41,6 +41,43 @@ def distributions(peers: Sequence[str]) -> list[str]:
     return sorted({name for peer in peers for name in PEERS[peer]})
 
 
+def compare_loops(
+    works: Iterable[tuple[str, Work]],
+    loops: Sequence[str],
+    *,
+    rounds: int,
+    transport: str,
+    env: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure large objects by fanstream on each event loop and by the raw socket, each piece of work in new processes.
+
+    Args:
+        works: what is done, and what to call its object.
+        loops: names of event loops.
+        rounds: how often each is measured, after a first window of objects, which touches new memory, and a run.
+        transport: ``"tcp"``, ``"unix"`` or ``"tls"``.
+        env: environment variables of all the processes.
+
+    Returns:
+        A row for each piece of work and loop, and for each the raw socket's.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, work in works:
+        with ExitStack() as stack:
+            teams = {"raw": Team("raw", work.sites, transport=transport, env=env)}
+            teams |= {loop: Team("fanstream", work.sites, loop=loop, transport=transport, env=env) for loop in loops}
+            for team in teams.values():
+                stack.enter_context(team)
+            first = take_turns(1, {cell: partial(team.run, work.first()) for cell, team in teams.items()})
+            cells = {cell: partial(team.run, work) for cell, team in teams.items()}
+            take_turns(1, cells)  # warms up
+            runs = take_turns(rounds, cells)
+        for cell, found in runs.items():
+            row = {"object": name, "sites": work.sites, **named(cell), **describe(found, runs["raw"], "gb_per_s")}
+            rows.append(row | {"first_gb_per_s": float(f"{first[cell][0].gb_per_s:.3g}")})
+    return rows
+
+
 def compare(
     peers: Sequence[str],
     works: Sequence[Work],
@@ -62,7 +99,8 @@ def compare(
 
     Returns:
         A row for each piece of work and peer, with the figure, its ratio to the raw socket's in the same round, and how
-        many times as much fanstream reached in the same round. A peer that failed has a row that says so.
+        many times as much fanstream reached in the same round; the fastest first. A peer that failed has a row that
+        says so.
     """
     most = max(work.sites for work in works)
     rows: list[dict[str, Any]] = []
@@ -107,7 +145,8 @@ def compare(
             except (RuntimeError, OSError) as exc:
                 # One peer that cannot start, or stalls, must not cost the others theirs; the script says so at its end.
                 rows.append({"peer": peer, "failed": f"{type(exc).__name__}: {exc}"})
-    return [_row(name, found, everyone[index, "raw"], figure) for (index, name), found in everyone.items()] + rows
+    rows += [_row(name, found, everyone[index, "raw"], figure) for (index, name), found in everyone.items()]
+    return sorted(rows, key=lambda row: row[figure]["median"] if figure in row else 0, reverse=True)
 
 
 def _row(peer: str, runs: Sequence[Run], raws: Sequence[Run], figure: str) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Team:
         peer: its name in ``benchmarks.peers.PEERS``.
         sites: how many site processes to start; a piece of work may use fewer.
         loop: the event loop of its processes; None means the one that is best for the peer.
-        transport: ``"tcp"``, or ``"unix"`` for those peers that can.
+        transport: ``"tcp"``, or ``"unix"`` or ``"tls"`` for those peers that can.
         env: environment variables for its processes.
     """
 

@@ -15,7 +15,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Final, Protocol
 
@@ -43,6 +43,14 @@ class Work:
     def moved(self) -> int:
         """Bytes that arrive, over all sites."""
         return self.size * self.count * self.sites
+
+    def first(self) -> Work:
+        """As much of it as is in flight at once: what touches memory for the first time."""
+        return replace(self, count=min(self.window, self.count))
+
+    def to(self, sites: int) -> Work:
+        """About the same bytes over so many sites, and at least one object to each."""
+        return replace(self, count=max(1, self.count // sites), sites=sites)
 
 
 class Opener(ABC):

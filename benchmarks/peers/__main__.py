@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, help="the opener's: how many will connect")
     parser.add_argument("--address", help="the site's: where to connect")
     parser.add_argument("--index", type=int, help="the site's number, from 0")
-    parser.add_argument("--transport", choices=("tcp", "unix"), default="tcp")
+    parser.add_argument("--transport", choices=("tcp", "unix", "tls"), default="tcp")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), help="instead of the peer's best")
     options = parser.parse_args()
     say = claim_output()

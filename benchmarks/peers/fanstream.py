@@ -5,6 +5,7 @@ Settings: all defaults. The consumer lets go of each object when it returns, and
 
 from __future__ import annotations
 
+import ssl
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +16,7 @@ import numpy as np
 
 from fanstream import (
     ConsumerFactory,
+    EngineSettings,
     FLContext,
     ObjectConsumer,
     ObjectProducer,
@@ -26,6 +28,7 @@ from fanstream import (
     make_reply,
 )
 
+from ..harness.certificates import context
 from . import Opener, Work, payload
 
 LOOP: Final = "uvloop"
@@ -125,17 +128,22 @@ def site_name(index: int) -> str:
 async def opener(sites: int, transport: str) -> AsyncIterator[Opener]:
     """Run the engine that sends."""
     async with AsyncExitStack() as stack:
-        address = "tcp://127.0.0.1:0"
+        address, settings = f"{transport}://127.0.0.1:0", EngineSettings()
         if transport == "unix":
             address = f"unix://{Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'fanstream'}"
-        engine = await stack.enter_async_context(StreamEngine("server", listen=address))
+        elif transport == "tls":
+            settings = EngineSettings(tls_listen=context(ssl.Purpose.CLIENT_AUTH))
+        engine = await stack.enter_async_context(StreamEngine("server", listen=address, settings=settings))
         yield EngineOpener(engine, sites)
 
 
 @asynccontextmanager
 async def site(address: str, index: int) -> AsyncIterator[None]:
     """Run an engine that receives."""
-    async with StreamEngine(site_name(index), connect=address) as engine:
+    settings = EngineSettings()
+    if address.startswith("tls"):
+        settings = EngineSettings(tls_connect=context(ssl.Purpose.SERVER_AUTH))
+    async with StreamEngine(site_name(index), connect=address, settings=settings) as engine:
         engine.register_stream_processing(CHANNEL, TOPIC, Takers())
         await engine.wait_for_sites(["server"])
         yield
