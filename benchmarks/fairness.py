@@ -1,10 +1,11 @@
 """Does a stream get its share of a link, whatever else is on it?
 
-Three parts, on one link over TCP to one site in a process of its own. *Latency*: how long a 100-byte object takes to be
-answered, alone, and beside a stream that keeps the link full with objects of 1 GiB. *Streams*: 1,000 streams at once
-send 100-byte objects for some seconds; how many each of them got answered tells how fair they are to each other
-(Jain's index: 1 when all are equal, 1/n when one has everything). *Both*: the latency, beside bulk and 1,000 streams
-that each send an object once a second.
+Two parts, each measurement on a new link over TCP to one site in a new process. *Latency*: how long a 100-byte object
+takes to be answered, alone, beside a stream that keeps the link full with objects of 1 GiB, and beside that and 1,000
+streams that each send an object once a second. Until the first object of 1 GiB has been answered, the site touches new
+memory, which holds its loop up longer than the wire does: those latencies are told apart, as *cold*. *Streams*: 1,000
+streams at once send 100-byte objects for some seconds; how many each of them got answered tells how fair they are to
+each other (Jain's index: 1 when all are equal, 1/n when one has everything).
 """
 
 from __future__ import annotations
@@ -29,13 +30,37 @@ SIZE = 100
 SITE = [site_name(0)]
 
 
-class Until(ObjectProducer):
-    """Sends one object again and again until a moment, with a pause before each, and notes each latency in seconds."""
+class Phases:
+    """When what is measured begins and ends, on the clock of ``time.perf_counter``.
 
-    def __init__(self, obj: Shareable, until: float, pause: float = 0.0) -> None:
-        self.latencies: list[float] = []
+    Args:
+        seconds: how long it takes once it is warm.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.warm = self.end = math.inf
+        self._seconds = seconds
+
+    def begin(self) -> None:
+        """All is warm; calls after the first change nothing."""
+        if self.warm == math.inf:
+            self.warm = time.perf_counter()
+            self.end = self.warm + self._seconds
+
+
+class Repeats(ObjectProducer):
+    """Sends one object again and again until the end, with a pause before each.
+
+    Attributes:
+        cold: the latencies in seconds of the objects that were sent before all was warm.
+        warm: those of the others.
+    """
+
+    def __init__(self, obj: Shareable, phases: Phases, pause: float = 0.0) -> None:
+        self.cold: list[float] = []
+        self.warm: list[float] = []
         self._obj = obj
-        self._until = until
+        self._phases = phases
         self._pause = pause
         self._sent = 0.0
 
@@ -43,11 +68,21 @@ class Until(ObjectProducer):
         if self._pause:
             await anyio.sleep(self._pause)
         self._sent = time.perf_counter()
-        return (None, 0) if self._sent >= self._until else (self._obj, TIMEOUT)
+        return (None, 0) if self._sent >= self._phases.end else (self._obj, TIMEOUT)
 
     async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
-        self.latencies.append(time.perf_counter() - self._sent)
+        noted = self.cold if self._sent < self._phases.warm else self.warm
+        noted.append(time.perf_counter() - self._sent)
         return False if any(reply.get_return_code() != ReturnCode.OK for reply in replies.values()) else None
+
+
+class Bulk(Repeats):
+    """Keeps the link full: once its first object is answered, the site has touched the memory that it takes."""
+
+    async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
+        verdict = await super().process_replies(replies, stream_ctx, fl_ctx)
+        self._phases.begin()
+        return verdict
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -57,7 +92,9 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def latency(values: Sequence[float]) -> dict[str, Any]:
-    """What is said of some latencies: milliseconds, to four digits."""
+    """What is said of some latencies: milliseconds, to four digits; in a quick run there may be none."""
+    if not values:
+        return {"objects": 0}
     named = {"p50_ms": quantile(values, 0.5), "p99_ms": quantile(values, 0.99), "max_ms": max(values)}
     return {"objects": len(values), **{name: float(f"{value * 1000:.4g}") for name, value in named.items()}}
 
@@ -74,82 +111,72 @@ async def link(loop: str) -> AsyncIterator[StreamEngine]:
             yield engine
 
 
-class Load:
-    """What keeps a link busy while something else is measured.
+async def measure_latency(loop: str, seconds: float, streams: int, size: int) -> list[dict[str, Any]]:
+    """Latencies of a small object every 2 ms, beside a stream of objects of *size* bytes, and beside *streams* others.
 
-    Args:
-        engine: the opener.
-        bulk: an object to keep the link full with, or None.
-        streams: how many streams send small objects.
-        pause: seconds between two small objects of a stream.
+    A *size* of 0 leaves the first of these out.
     """
+    phases = Phases(seconds)
+    small = Shareable({"x": payload(SIZE)})
+    probe = Repeats(small, phases, pause=0.002)
+    bulk = Bulk(make_object(Work(size, 1, tensors=1)), phases) if size else None
+    async with link(loop) as engine, anyio.create_task_group() as tg:
+        tg.start_soon(stream, engine, SITE, probe, 1)
+        for _ in range(streams):
+            tg.start_soon(stream, engine, SITE, Repeats(small, phases, pause=1.0), 1)
+        if bulk is None:
+            phases.begin()
+        else:
+            tg.start_soon(stream, engine, SITE, bulk, 1)
 
-    def __init__(self, engine: StreamEngine, bulk: Shareable | None, streams: int, pause: float) -> None:
-        self._engine = engine
-        self._bulk = bulk
-        self._streams = streams
-        self._pause = pause
-        self.moved: list[float] = []
-        self.answered: list[int] = []
+    load = " and ".join([*(["bulk"] if bulk else []), *([f"{streams} streams"] if streams else [])]) or "nothing"
+    row = {"part": "latency", "loop": loop, "beside": load}
+    if bulk is None:
+        return [row | latency(probe.warm)]
+    return [
+        row
+        | {"beside": f"{load}, {name}"}
+        | latency(values)
+        | {"bulk_gb_per_s": spread(size / each / 1e9 for each in moved)}
+        for name, values, moved in (("cold", probe.cold, bulk.cold), ("warm", probe.warm, bulk.warm))
+    ]
 
-    async def run(self, seconds: float, probe: Until | None) -> None:
-        """Run all of it, and a stream of *probe* beside it."""
-        small = Shareable({"x": payload(SIZE)})
-        until = time.perf_counter() + seconds
-        loads = [Until(small, until, self._pause) for _ in range(self._streams)]
+
+async def measure_streams(loop: str, seconds: float, streams: int) -> dict[str, Any]:
+    """How many objects each of many streams gets answered."""
+    phases = Phases(seconds)
+    small = Shareable({"x": payload(SIZE)})
+    producers = [Repeats(small, phases) for _ in range(streams)]
+    async with link(loop) as engine:
+        phases.begin()
         async with anyio.create_task_group() as tg:
-            if self._bulk is not None:
-                bulk = Until(self._bulk, until)
-                tg.start_soon(stream, self._engine, SITE, bulk, 1)
-                self.moved = bulk.latencies
-            for load in loads:
-                tg.start_soon(stream, self._engine, SITE, load, 1)
-            if probe is not None:
-                tg.start_soon(stream, self._engine, SITE, probe, 1)
-        self.answered = [len(load.latencies) for load in loads]
+            for producer in producers:
+                tg.start_soon(stream, engine, SITE, producer, 1)
+        passed = time.perf_counter() - phases.warm
+    answered = [len(producer.warm) for producer in producers]
+    return {
+        "part": "streams",
+        "loop": loop,
+        "streams": streams,
+        "objects_per_stream": spread(answered),
+        "jain": round(sum(answered) ** 2 / (streams * sum(each**2 for each in answered)), 4),
+        "replies_per_s": round(sum(answered) / passed),
+    }
 
 
 async def measure(loop: str, seconds: float, streams: int, size: int) -> list[dict[str, Any]]:
-    """Measure the three parts on one event loop."""
-    rows: list[dict[str, Any]] = []
-    bulk = make_object(Work(size, 1, tensors=1))
-    small = Shareable({"x": payload(SIZE)})
-    async with link(loop) as engine:
-        for name, obj, others in (
-            ("alone", None, 0),
-            ("beside bulk", bulk, 0),
-            (f"beside bulk and {streams} streams", bulk, streams),
-        ):
-            load = Load(engine, obj, others, pause=1.0)
-            probe = Until(small, time.perf_counter() + seconds, pause=0.002)
-            await load.run(seconds, probe)
-            row = {"part": "latency", "loop": loop, "load": name, **latency(probe.latencies)}
-            if load.moved:
-                row["bulk_gb_per_s"] = spread(size / each / 1e9 for each in load.moved)
-            rows.append(row)
-        load = Load(engine, None, streams, pause=0.0)
-        started = time.perf_counter()
-        await load.run(seconds, None)
-        passed = time.perf_counter() - started
-        total = sum(load.answered)
-        rows.append(
-            {
-                "part": "streams",
-                "loop": loop,
-                "streams": streams,
-                "objects_per_stream": spread(load.answered),
-                "jain": round(total**2 / (streams * sum(each**2 for each in load.answered)), 4),
-                "replies_per_s": round(total / passed),
-            }
-        )
-    return rows
+    """Measure both parts on one event loop."""
+    rows = []
+    for others, bulk in ((0, 0), (0, size), (streams, size)):
+        rows += await measure_latency(loop, seconds, others, bulk)
+    return [*rows, await measure_streams(loop, seconds, streams)]
 
 
 def main() -> None:
     parser = arguments(__doc__)
     add_loops(parser)
     parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=6.0, help="how long each part takes, about")
+    parser.add_argument("--seconds", type=float, default=6.0, help="how long each measurement takes once it is warm")
     parser.add_argument("--size", type=int, default=GIB, help="bytes of an object of the stream that fills the link")
     options = parser.parse_args()
     if options.quick:

@@ -71,10 +71,8 @@ def measure(loop: str, links: int, seconds: float) -> dict[str, Any]:
                 "kib_per_link": round(grown / links / KIB, 1),
                 "share_of_core": round((hub.meter.cpu() - spent) / passed, 4),
                 "share_of_core_sites": round((sites.meter.cpu() - theirs) / passed, 4),
-                "peak_mib": {
-                    "hub": round(hub.meter.peak() / KIB**2, 1),
-                    "sites": round(sites.meter.peak() / KIB**2, 1),
-                },
+                "process_mib": round(hub.meter.peak() / KIB**2, 1),
+                "sites_mib": round(sites.meter.peak() / KIB**2, 1),
             }
 
 
