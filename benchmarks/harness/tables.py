@@ -14,7 +14,8 @@ HEADINGS: Final = {
     "decode_ms": "decode, ms",
     "encode_growth_mib": "encode, MiB more",
     "encode_ms": "encode, ms",
-    "fanstream_times": "fanstream is x times this",
+    "fanstream_times": "fanstream by this, same rounds",
+    "first_gb_per_s": "cold: first window, GB/s",
     "gb_per_s": "GB/s",
     "heavy": "heavy modules",
     "jain": "Jain's index",
@@ -22,24 +23,36 @@ HEADINGS: Final = {
     "max_ms": "most, ms",
     "mib": "MiB",
     "ms": "ms",
+    "ms_beyond_base": "beyond asyncio and pydantic, ms",
     "object_mib": "object, MiB",
     "objects_per_stream": "objects of one stream",
     "of_fewest_sites": "of the fewest sites'",
-    "of_raw": "of the raw socket",
+    "of_raw": "by the raw socket, same rounds",
     "opener_again_growth_mib": "again: opener, MiB",
     "opener_growth_mib": "opener, MiB more",
     "p50_ms": "p50, ms",
     "p99_ms": "p99, ms",
     "peak_mib": "peak MiB: opener / site",
+    "process_mib": "peak of the process, MiB",
     "replies_per_s": "replies/s",
     "share_of_core": "hub, share of a core",
     "share_of_core_sites": "sites, share of a core",
     "site_again_growth_mib": "again: site, MiB",
     "site_growth_mib": "site, MiB beyond the object",
+    "sites_mib": "peak of all sites' process, MiB",
     "size": "bytes",
     "us_per_object": "us per object",
     "us_per_object_and_site": "us per object and site",
     "us_per_stream_and_site": "us per stream and site",
+}
+
+# The keys whose values each have a table of their own.
+SPLIT: Final[dict[str, tuple[str, ...]]] = {
+    "fairness": ("part",),
+    "large_objects": ("object",),
+    "peers_bulk": ("malloc", "sites"),
+    "peers_small": ("window", "sites"),
+    "tls": ("object",),
 }
 
 
@@ -49,16 +62,20 @@ def number(value: float) -> str:
 
 
 def cell(value: Any) -> str:
-    """What stands in one cell: a spread as its median and, in parentheses, its ends; the most costly site for all."""
+    """What stands in one cell.
+
+    A spread is its median and, in parentheses, its ends; what processes cost is the opener's, that of a server beside
+    it, and that of the most costly site.
+    """
     match value:
         case None:
             return ""
         case {"median": median, "min": least, "max": most}:
-            return f"{number(median)} ({number(least)} to {number(most)})"
+            return f"{number(median)} ({number(least)} to {number(most)})" if least != most else number(median)
         case dict():
             sites = [each for name, each in value.items() if name.startswith("site")]
             others = [number(each) for name, each in value.items() if not name.startswith("site")]
-            return " / ".join([*others, *([number(max(sites))] if sites else [])])
+            return " / ".join([" + ".join(others), *([number(max(sites))] if sites else [])])
         case list():
             return ", ".join(map(str, value)) or "none"
         case bool() | str():
@@ -71,14 +88,36 @@ def cell(value: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a Markdown table; its columns are the keys that any row has, in the order of appearance."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    """Rows as a Markdown table; its columns are the keys that any row has, each behind the one it follows there."""
+    columns: list[str] = []
+    for row in rows:
+        place = 0
+        for key in row:
+            if key not in columns:
+                columns.insert(place, key)
+            place = columns.index(key) + 1
     lines = [
         [HEADINGS.get(column, column) for column in columns],
         ["---"] * len(columns),
         *([cell(row.get(column)) for column in columns] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(question: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The tables of one question, those that are one of several with a title."""
+    keys = SPLIT.get(question, ())
+    parts: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        rest = {key: value for key, value in row.items() if key not in keys}
+        parts.setdefault(tuple(row.get(key) for key in keys), []).append(rest)
+    titles = (", ".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True)) for values in parts)
+    return [
+        text
+        for title, part in zip(titles, parts.values(), strict=True)
+        for text in (f"### {title}" * bool(keys), table(part))
+        if text
+    ]
 
 
 def page(report: Mapping[str, Any], plots: Sequence[str]) -> str:
@@ -100,7 +139,8 @@ def page(report: Mapping[str, Any], plots: Sequence[str]) -> str:
             f"{where['memory_gib']} GiB, {where['system']}, CPython {where['python']}; "
             f"commit {report['commit'] or 'unknown'}. "
             f"Versions: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}. "
-            "Medians, with the least and the greatest in parentheses."
+            "Medians, with the least and the greatest in parentheses; 1 GB is 1e9 bytes, 1 MiB is 2^20. "
+            "CPU and memory are those of the opener (+ a server, where the peer needs one) / the site that took most."
         )
     parts += [f"![{name.removesuffix('.svg')}]({name})" for name in plots]
     for line in results:
@@ -108,6 +148,6 @@ def page(report: Mapping[str, Any], plots: Sequence[str]) -> str:
         title = line["question"].replace("_", " ") + (" (Unix sockets)" if options.get("transport") == "unix" else "")
         doc = importlib.import_module(f"benchmarks.{line['question']}").__doc__ or ""
         marks = ["quick: these figures say nothing"] if options["quick"] else []
-        parts += [f"## {title}", doc.strip(), *marks, table(line["rows"])]
+        parts += [f"## {title}", doc.strip(), *marks, *tables(line["question"], line["rows"])]
         parts.append(f"Load when it ended: {line['environment']['load']}; it took {line.get('took_s', '?')} s.")
     return "\n\n".join(parts) + "\n"
