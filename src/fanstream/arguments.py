@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+from .options import LONGEST_TIMEOUT
+
 SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 WILDCARD: Final = "*"
-_MAX_TIMEOUT: Final = 2**32 / 1000 - 1  # seconds: what the wire's millisecond field holds, about 49 days
 _MAX_ADDRESS: Final = 255  # characters: room for any name, and two of them leave OPEN's routing part small
 
 
@@ -80,13 +81,13 @@ def check_timeout(timeout: Any, argument: str = "timeout") -> float:
         TypeError: it is no number and no timedelta.
         ValueError: it is not positive and finite, or too long for the wire.
     """
-    if type(timeout) is float and 0 < timeout <= _MAX_TIMEOUT:
+    if type(timeout) is float and 0 < timeout <= LONGEST_TIMEOUT:
         return timeout
     if isinstance(timeout, timedelta):
         timeout = timeout.total_seconds()
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         raise TypeError(f"{argument} is {timeout!r} of type {type(timeout).__name__}, expected seconds or a timedelta")
     seconds = float(timeout)
-    if not math.isfinite(seconds) or seconds <= 0 or seconds > _MAX_TIMEOUT:
-        raise ValueError(f"{argument} is {timeout!r}, expected a positive number of seconds up to {_MAX_TIMEOUT:.0f}")
+    if not math.isfinite(seconds) or seconds <= 0 or seconds > LONGEST_TIMEOUT:
+        raise ValueError(f"{argument} is {timeout!r}, expected a positive number of seconds up to {LONGEST_TIMEOUT}")
     return seconds

@@ -19,7 +19,7 @@ GIB: Final = 1024 * MIB
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
-_LONGEST: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits of milliseconds hold, about 49 days
+LONGEST_TIMEOUT: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits of milliseconds hold, about 49 days
 _LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
 _WIDEST: Final = 4096  # objects: the largest window
 _UNASKED: Final = 64 * KIB  # protocol.frames.SMALL_OBJECT: larger ones wait for a GRANT, save in lock step
@@ -93,7 +93,7 @@ class StreamOptions(_Frozen):
     connect_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     resume_window: Annotated[float, Field(ge=0, le=0)] = 0.0
     copy_objects: Annotated[bool, Field(alias="copy")] = False
-    timeout: Annotated[float, Field(gt=0, le=_LONGEST)] = 60.0
+    timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 60.0
 
     @property
     def backlog(self) -> int:
