@@ -8,10 +8,10 @@ from typing import Any
 import anyio
 import pytest
 
-from fanstream import EngineSettings, Shareable, StreamOptions, StreamResult
+from fanstream import EngineSettings, Shareable, StreamOptions, StreamResult, make_reply
 from fanstream.codec.memory import Memory
 from fanstream.deadlines import Deadline
-from fanstream.options import Drop
+from fanstream.options import Drop, Limits
 from fanstream.protocol import bodies
 from fanstream.protocol.events import ObjectArrived, Opened
 from fanstream.protocol.frames import FrameType, pack
@@ -211,3 +211,27 @@ def test_memory_dropped_while_other_memory_is_taken_is_accounted_for() -> None:
         last = memory.take(1)
         assert memory.lent == 1
         del last
+
+
+@pytest.mark.xfail(strict=True, reason="replies that nobody will judge hold the room that the last ones wait for")
+@within_the_process
+@pytest.mark.anyio
+async def test_replies_that_nobody_will_judge_do_not_hold_up_the_end(transport: str) -> None:
+    settings = EngineSettings(registration_grace=0, limits=Limits(origin_bytes=64 * 1024, engine_bytes=64 * 1024))
+    async with federation(transport, 1, settings=settings) as fed:
+
+        async def consume(_n: int) -> tuple[bool, Shareable]:
+            reply = make_reply("OK")
+            reply["data"] = bytes(100_000)
+            return True, reply
+
+        async def judge(_replies: object) -> str:
+            await anyio.sleep(1)  # meanwhile the site answers the others
+            return "enough"
+
+        Keeper(consume).register(fed.sites["site-1"])
+        producer = Numbers(5, judge=lambda _n, replies: judge(replies))
+        began = anyio.current_time()
+        result = await fed.stream(producer, options=StreamOptions(window=3))
+        assert anyio.current_time() - began == pytest.approx(1, abs=0.1)
+        assert result.sites["site-1"].rc == "OK"
