@@ -80,7 +80,7 @@ def main() -> None:
     parser = arguments(__doc__)
     add_loops(parser)
     parser.add_argument("--links", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=4 * EngineSettings().heartbeat, help="four heartbeats")
+    parser.add_argument("--seconds", type=float, default=3 * EngineSettings().heartbeat, help="three heartbeats")
     parser.add_argument("--hub", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--connect", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -20,9 +20,9 @@ from .peers import Work
 
 MODEL = Work(GIB // 800 * 800, 1, tensors=200)
 OBJECTS = {
-    "64 MiB array": Work(64 * MIB, 16, tensors=1),
+    "64 MiB array": Work(64 * MIB, 8, tensors=1),
     "200 arrays, 1 GiB": MODEL,
-    "1 MiB arrays, window 16": Work(MIB, 1024, window=16, tensors=1),
+    "1 MiB arrays, window 16": Work(MIB, 512, window=16, tensors=1),
 }
 QUICK = {"1 MiB arrays, window 16": Work(MIB, 16, window=16, tensors=1)}
 MOST_COPIES = 4  # of the model, for each of two event loops

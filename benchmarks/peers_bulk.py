@@ -22,7 +22,7 @@ MALLOC: Final = {
 
 def main() -> None:
     parser = arguments(__doc__)
-    add_rounds(parser)
+    add_rounds(parser, 4)
     add_sites(parser, 1, 4)
     add_peers(parser)
     parser.add_argument("--malloc", nargs="+", choices=MALLOC, default=list(MALLOC))

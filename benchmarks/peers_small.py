@@ -15,7 +15,7 @@ SIZE = 100
 
 def main() -> None:
     parser = arguments(__doc__)
-    add_rounds(parser)
+    add_rounds(parser, 4)
     add_sites(parser, 1, 8)
     add_peers(parser)
     parser.add_argument("--windows", type=int, nargs="+", default=[1, 64])

@@ -13,8 +13,8 @@ from .harness.figures import MIB, add_loops, add_rounds, add_sites, arguments, l
 from .peers import Work
 
 OBJECTS = {
-    "64 MiB array": Work(64 * MIB, 8, tensors=1),
-    "1 MiB arrays, window 16": Work(MIB, 512, window=16, tensors=1),
+    "64 MiB array": Work(64 * MIB, 4, tensors=1),
+    "1 MiB arrays, window 16": Work(MIB, 256, window=16, tensors=1),
 }
 QUICK = {"1 MiB arrays, window 16": Work(MIB, 16, window=16, tensors=1)}
 

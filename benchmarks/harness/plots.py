@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .figures import KIB, MIB
+from .tables import number
 
 Line = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -35,11 +36,14 @@ def bars(axes: Any, rows: Rows, figure: str, title: str) -> None:
         axes.barh(place, value, 0.55, color=colour(peer), xerr=ends, error_kw={"elinewidth": 0.8, "ecolor": "#444444"})
         if peer in raised:
             axes.barh(place - 0.38, middle(raised[peer], figure), 0.2, color=colour(peer), alpha=PALE)
-        label = f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
-        axes.annotate(label, (row[figure]["max"], place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(
+            number(value), (row[figure]["max"], place), (3, 0), textcoords="offset points", va="center", fontsize=7
+        )
     axes.set_yticks(range(len(ranked)), [row["peer"].replace("_", " ") for row in ranked], fontsize=8)
     axes.set_title(title, fontsize=9, loc="left")
-    axes.margins(x=0.16)
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.margins(x=0.2)
 
 
 def panels(count: int, columns: int, height: float) -> tuple[Any, list[Any]]:
@@ -89,10 +93,13 @@ def curve(axes: Any, rows: Rows, x: str, y: str, label: str, shade: str, style: 
 
 def cost_by_sites(line: Line) -> Any:
     figure, (axes,) = panels(1, 1, 3.2)
-    for number, window in enumerate(sorted({row["window"] for row in line["rows"]})):
+    for place, window in enumerate(sorted({row["window"] for row in line["rows"]})):
         rows = [row for row in line["rows"] if row["window"] == window]
-        curve(axes, rows, "sites", "us_per_object_and_site", f"window {window}", (OTHERS, OURS)[number % 2])
+        curve(axes, rows, "sites", "us_per_object_and_site", f"window {window}", (OTHERS, OURS)[place % 2])
     axes.set_xscale("log")
+    axes.minorticks_off()
+    numbers = sorted({row["sites"] for row in line["rows"]})
+    axes.set_xticks(numbers, [f"{sites:,}" for sites in numbers])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("sites, in one process", fontsize=8)
     axes.set_ylabel("us per object and site", fontsize=8)
@@ -112,9 +119,10 @@ def cost_by_size(line: Line) -> Any:
                 style = "--" if loop == "asyncio" else "-"
                 curve(each, chosen, "size", measure, f"{peer} {loop}".strip(), colour(peer), style)
         each.set_xscale("log", base=2)
-        each.set_xticks([KIB, 32 * KIB, MIB, 32 * MIB], ["1 KiB", "32 KiB", "1 MiB", "32 MiB"])
+        each.set_xticks([100, KIB, 32 * KIB, MIB, 64 * MIB], ["100 B", "1 KiB", "32 KiB", "1 MiB", "64 MiB"])
         each.set_yscale("log")
-        each.set_xlabel("bytes of one object", fontsize=8)
+        each.yaxis.set_major_formatter("{x:,g}")
+        each.set_xlabel("size of one object", fontsize=8)
         each.set_ylabel(label, fontsize=8)
     axes[0].legend(fontsize=8, frameon=False)
     return figure
