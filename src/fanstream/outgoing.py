@@ -359,7 +359,7 @@ class OutgoingStream:
             self.offers.append(Offer(name, seq, reply, late))
             self.on_news()
         if event.size > UNCHARGED:
-            if not late and name in flight.replies:
+            if not late and name in flight.replies and not self._ending:
                 self._held.setdefault(seq, []).append((leg, event.size))
             else:
                 leg.inbound.release(event.size)
@@ -436,6 +436,7 @@ class OutgoingStream:
         """
         await self.stand_aborted()
         self._ending = True
+        self._release_replies()  # those that are still to come may wait for their room
         for leg in self._legs.values():
             leg.end(withdraw=withdraw)
         self._unended = set(self._legs)
@@ -476,10 +477,7 @@ class OutgoingStream:
         for leg in self._legs.values():
             leg.close()
         self._legs.clear()
-        for held in self._held.values():
-            for leg, size in held:
-                leg.inbound.release(size)
-        self._held.clear()
+        self._release_replies()
         for stall in self._stalls.values():
             self._host.deadlines.cancel(stall)
         self._stalls.clear()
@@ -490,6 +488,13 @@ class OutgoingStream:
             for event in events:
                 event.set()
         self._released.clear()
+
+    def _release_replies(self) -> None:
+        """End the reservations of replies that nobody will judge."""
+        held, self._held = self._held, {}
+        for replies in held.values():
+            for leg, size in replies:
+                leg.inbound.release(size)
 
     def result(self, value: Any) -> StreamResult:
         """Close the account, and say how the stream ended.

@@ -213,7 +213,6 @@ def test_memory_dropped_while_other_memory_is_taken_is_accounted_for() -> None:
         del last
 
 
-@pytest.mark.xfail(strict=True, reason="replies that nobody will judge hold the room that the last ones wait for")
 @within_the_process
 @pytest.mark.anyio
 async def test_replies_that_nobody_will_judge_do_not_hold_up_the_end(transport: str) -> None:

@@ -163,8 +163,12 @@ class BufferedWire(Wire, asyncio.BufferedProtocol):
         if self._paused or self._ended:
             return
         out = pump.next_output(_OUTPUT)
-        if out:
-            self._transport.writelines(out)
+        if out and self._context is not None:
+            self._transport.writelines(out)  # encrypted at once, so the buffers are the link's again
+            self.wake()
+        elif out:
+            for piece in out:  # not writelines, which on some Pythons 3.12 keeps buffers without pausing its protocol
+                self._transport.write(piece)
             # In another turn: what a link has to say at length must not hold up the others.
             self.wake()
         elif self._closing:
