@@ -64,7 +64,7 @@ class Connections:
         self.deadlines = tasks.deadlines
         self._admit_stream = admit
         self._on_opened = opened
-        self._sites = Sites()
+        self._sites = Sites(hub=bool(listen))
         self._links: set[Link] = set()
         self._ended = self.face.wakeup()
         self._listeners: list[Listener] = []

@@ -92,6 +92,7 @@ class IncomingStream:
         self._consumed = 0
         self._stop: tuple[str, str] | None = None  # return code and reason, once something other than the opener's END
         self._idle: Deadline | None = None
+        self._in_hand = False  # whether an object is being consumed
         self._last_arrival = host.face.time()
         self._stream_ctx: StreamContext = {}
         self._fl_ctx: FLContext
@@ -207,7 +208,7 @@ class IncomingStream:
         quiet_until = self._last_arrival + limit
 
         def look(now: float) -> None:
-            if self._queue:
+            if self._queue or self._in_hand:
                 self._last_arrival = now  # what waits here may well be all that the opener may send
             if self._last_arrival + limit <= now:
                 self.stop(ReturnCode.TIMEOUT, f"nothing came for {limit} s")
@@ -237,7 +238,9 @@ class IncomingStream:
         consume = consumer.consume if self._limiter is None else partial(call, consumer.consume, limiter=self._limiter)
         unwaited = 0
         while arrived is not None:
+            self._in_hand = True
             go_on, reply, failure = await self._consume(consume, arrived)
+            self._in_hand = False
             self._consumed = arrived.seq + 1
             self._leg.release(arrived.size)
             if self._stop is not None:  # a synchronous consumer that was aborted has returned

@@ -9,9 +9,14 @@ from .protocol import bodies
 
 
 class Sites:
-    """An engine's links by the site they lead to, and the sites that its hub leads to."""
+    """An engine's links by the site they lead to, and the sites that its hub leads to.
 
-    def __init__(self) -> None:
+    Args:
+        hub: whether the engine forwards between its sites, and so tells them of each other.
+    """
+
+    def __init__(self, *, hub: bool) -> None:
+        self._hub = hub
         self.direct: dict[str, Link] = {}
         self.beyond: dict[str, Link] = {}
         self._event = anyio.Event()
@@ -37,7 +42,7 @@ class Sites:
     def add(self, link: Link) -> None:
         """A link is open: introduce its peer and the others to each other, if they dialled in here."""
         name = link.peer
-        if not link.dialler:
+        if self._hub and not link.dialler:
             others = [other for other in self.direct.values() if not other.dialler and other.open]
             news = bodies.encode(bodies.Presence(False, [name], []))
             for other in others:
@@ -53,7 +58,7 @@ class Sites:
         self.beyond = {name: via for name, via in self.beyond.items() if via is not link}
         if self.direct.get(link.peer) is link:
             del self.direct[link.peer]
-            if not link.dialler:
+            if self._hub and not link.dialler:
                 news = bodies.encode(bodies.Presence(False, [], [link.peer]))
                 for other in self.direct.values():
                     if not other.dialler and other.open:

@@ -234,3 +234,16 @@ async def test_replies_that_nobody_will_judge_do_not_hold_up_the_end(transport: 
         result = await fed.stream(producer, options=StreamOptions(window=3))
         assert anyio.current_time() - began == pytest.approx(1, abs=0.1)
         assert result.sites["site-1"].rc == "OK"
+
+
+@within_the_process
+@pytest.mark.anyio
+async def test_a_site_that_consumes_for_longer_than_its_idle_timeout_is_not_idle(transport: str) -> None:
+    settings = EngineSettings(registration_grace=0, idle_timeout=1)
+    async with federation(transport, 1, settings=settings) as fed:
+
+        async def consume(_n: int) -> None:
+            await anyio.sleep(20)
+
+        Keeper(consume).register(fed.sites["site-1"])
+        assert (await fed.stream(Numbers(2, timeout=100))).complete
