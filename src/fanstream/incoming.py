@@ -241,6 +241,8 @@ class IncomingStream:
             self._in_hand = True
             go_on, reply, failure = await self._consume(consume, arrived)
             self._in_hand = False
+            if self._idle is not None:
+                self._last_arrival = self._host.face.time()
             self._consumed = arrived.seq + 1
             self._leg.release(arrived.size)
             if self._stop is not None:  # a synchronous consumer that was aborted has returned
