@@ -84,8 +84,8 @@ def group(name: str) -> tuple[str, ...]:
 def tests(session: nox.Session) -> None:
     """Run the whole suite; posargs go to pytest.
 
-    The first Python tells every failure and tries the benchmarks, whose peers and timings no other Python would tell more
-    of; the others stop at their first failure.
+    The first Python tells every failure, and tries the benchmarks, of which the others would tell nothing more; those
+    stop at their first failure.
     """
     session.install(TESTED_EXTRAS, *group("test"))
     fewer = [] if session.python == PYTHONS[0] else ["-x", "--ignore=tests/test_benchmarks.py"]
