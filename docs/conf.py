@@ -76,6 +76,8 @@ def described(field: FieldInfo, in_bytes: bool) -> str:
         for key, words in BOUNDS.items()
         if getattr(bound, key, None) is not None
     ]
+    if field.is_required():
+        return ", ".join(limits)
     return ", ".join([f"default {shown(field.get_default(call_default_factory=True), in_bytes)}", *limits])
 
 
