@@ -188,13 +188,14 @@ def test_settings_that_the_sites_would_refuse_are_not_estimated() -> None:
 
 
 def test_the_calculator_and_the_protocol_agree_on_which_objects_need_a_grant() -> None:
-    def rate(size: int, window: int) -> float:
-        return (
-            Network(bandwidth=1e9, round_trip=0.1).estimate(object_size=size, options=StreamOptions(window=window)).rate
-        )
+    def rate(size: int, window: int, limits: Limits) -> float:
+        options = StreamOptions(window=window)
+        return Network(bandwidth=1e9, round_trip=0.1).estimate(object_size=size, options=options, limits=limits).rate
 
-    assert [rate(SMALL_OBJECT, 4), rate(SMALL_OBJECT + 1, 4)] == pytest.approx([40, 20], rel=0.01)
-    assert [rate(SMALL_OBJECT, 1), rate(SMALL_OBJECT + 1, 1)] == pytest.approx([10, 10], rel=0.01)
+    tight = Limits(origin_bytes=MIB)  # so little that nothing is set aside
+    assert [rate(SMALL_OBJECT, 4, tight), rate(SMALL_OBJECT + 1, 4, tight)] == pytest.approx([40, 20], rel=0.01)
+    assert [rate(SMALL_OBJECT, 1, tight), rate(SMALL_OBJECT + 1, 1, tight)] == pytest.approx([10, 10], rel=0.01)
+    assert rate(SMALL_OBJECT + 1, 4, Limits()) == pytest.approx(40, rel=0.01)
 
 
 @pytest.mark.parametrize("object_size", [1, KIB, 64 * KIB, MIB, 64 * MIB])
@@ -219,9 +220,9 @@ def test_what_is_advised_fills_the_line_and_one_object_less_does_not(
 def test_little_memory_costs_rate_and_the_advice_says_so() -> None:
     network = Network(bandwidth=125e6, round_trip=0.1)
     ample, tight = network.advise(object_size=8 * MIB), network.advise(object_size=8 * MIB, memory=17 * MIB)
-    assert (ample.options.window, tight.options.window) == (4, 2)
+    assert (ample.options.window, tight.options.window) == (3, 2)
     assert (tight.bound, tight.opener_memory, tight.site_memory) == ("StreamOptions.window", 16 * MIB, 16 * MIB)
-    assert tight.rate == pytest.approx(2 / (0.2 + 8 * MIB / 125e6))
+    assert tight.rate == pytest.approx(2 / (0.1 + 8 * MIB / 125e6))
     assert tight.utilisation == pytest.approx(tight.rate / ample.rate)
     assert "16 MiB at the opener" in str(tight)
     assert "bound by StreamOptions.window" in str(tight)

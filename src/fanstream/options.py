@@ -23,6 +23,8 @@ LONGEST_TIMEOUT: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits o
 _LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
 _WIDEST: Final = 4096  # objects: the largest window
 _UNASKED: Final = 64 * KIB  # protocol.frames.SMALL_OBJECT: larger ones wait for a GRANT, save in lock step
+LEAST_ASIDE: Final = 4  # objects: for fewer nothing is set aside
+ASIDE: Final = 4  # what of a site's share may be set aside for one stream: one part in so many
 
 
 class _Frozen(BaseModel):
@@ -256,7 +258,7 @@ class Network(_Frozen):
         _check_count("object_size", object_size)
         _check_count("sites", sites)
         share = self.bandwidth / sites
-        window = math.ceil(1 + share * self.round_trip * _round_trips(object_size, _WIDEST) / object_size)
+        window = math.ceil(1 + share * self.round_trip / object_size)
         if memory is not None:
             _check_count("memory", memory)
             if memory < object_size:
@@ -265,12 +267,13 @@ class Network(_Frozen):
         options = StreamOptions(window=min(window, _WIDEST))
         # Credit comes back by halves: while one half is acknowledged, the other has to last.
         wire = _round_up(2 * share * self.round_trip)
-        held = _round_up((options.window + 1) * object_size)  # one more: a size given without its envelope still fits
+        # One more: a size given without its envelope still fits.
+        held = _round_up(max(options.window + 1, LEAST_ASIDE) * object_size)
         least = Limits()
         limits = Limits(
             window=max(least.window, wire),
-            origin_bytes=max(least.origin_bytes, held),
-            engine_bytes=max(least.engine_bytes, held),
+            origin_bytes=max(least.origin_bytes, ASIDE * held),  # so that none of them waits for a grant
+            engine_bytes=max(least.engine_bytes, ASIDE * held),
         )
         return self.estimate(object_size=object_size, sites=sites, options=options, limits=limits)
 
@@ -309,7 +312,7 @@ class Network(_Frozen):
             "bandwidth": share / object_size,
             "Limits.window": flow / object_size,
             "StreamOptions.window": options.window
-            / (self.round_trip * _round_trips(object_size, options.window) + transfer),
+            / (self.round_trip * _round_trips(object_size, options.window, limits) + transfer),
         }
         held = options.window
         if object_size > _UNASKED:
@@ -363,9 +366,12 @@ class Estimate:
         )
 
 
-def _round_trips(object_size: int, window: int) -> int:
-    """Return how many round trips an object takes: one for its reply, and one for the GRANT if it waits for one."""
-    return 1 if object_size <= _UNASKED or window == 1 else 2
+def _round_trips(object_size: int, window: int, limits: Limits) -> float:
+    """Return how many round trips an object takes: one for its reply, and one more if it waits for a GRANT."""
+    if object_size <= _UNASKED or window == 1:
+        return 1
+    ahead = limits.origin_bytes // ASIDE // object_size  # of a window; the others ask
+    return 2 - min(1, ahead / window) if ahead >= LEAST_ASIDE else 2
 
 
 def _check_count(name: str, value: int) -> None:

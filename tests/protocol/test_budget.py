@@ -9,7 +9,7 @@ from fanstream.protocol.budget import Budget
 class Stream:
     def __init__(self, origin: str = "a") -> None:
         self.origin = origin
-        self.held = 0
+        self.held = self.aside = 0
         self.grants = 0
 
     def granted(self) -> None:

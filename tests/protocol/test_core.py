@@ -773,5 +773,90 @@ def test_what_comes_ahead_though_it_must_not_is_an_offence() -> None:
     sender.send(0, encoded(w=np.zeros(20_000)), 0)
     pump(pair)
     right.take(ObjectArrived)
-    with pytest.raises(RemoteProtocolError, match="object 1 comes ahead of its grant, while 160"):
+    with pytest.raises(
+        RemoteProtocolError,
+        match="object 1 of 80000 bytes comes ahead of its grant: 0 of 0 bytes set aside are taken, 160",
+    ):
         right.feed(payload(FrameType.OBJECT, 1, 1, (80_000,), flags=Flag.AHEAD))
+
+
+def lent(side: Side) -> int:
+    """The bytes that *side* holds or has set aside."""
+    return side.shared.budget.used
+
+
+def test_with_room_set_aside_a_window_of_objects_comes_ahead_of_its_grants() -> None:
+    pair = left, right = linked()
+    sender, receiver = stream(pair, backlog=8)
+    big = encoded(w=np.zeros(20_000))
+    sender.send(0, big, 0)
+    pump(pair)  # with it, the site says what it sets aside
+    first = right.take(ObjectArrived)
+    assert lent(right) == first.size * 9, "for a backlog of 8, besides the one that is held"
+    for seq in range(1, 8):
+        sender.send(seq, big, 0)
+    data = left.output()
+    assert len(data) > 7 * big.total, "all with their data"
+    right.feed(data)
+    receiver.release(first.size)
+    receiver.reply(0, encoded())
+    for seq in range(1, 8):
+        arrived = right.take(ObjectArrived)
+        assert arrived.seq == seq
+        receiver.release(arrived.size)
+        receiver.reply(seq, encoded())
+    assert lent(right) == first.size * 8
+    pump(pair)
+    assert [left.take(ReplyArrived).seq for _ in range(8)] == list(range(8))
+    sender.end(withdraw=False)
+    pump(pair)
+    receiver.ended("OK", "", b"")
+    pump(pair)
+    assert lent(right) == 0
+    assert (left.core.stray, right.core.stray) == (0, 0)
+
+
+def test_what_does_not_fit_into_what_is_set_aside_asks_for_its_grant() -> None:
+    pair = left, right = linked(right=surroundings(limits=Limits(origin_bytes=2**21, engine_bytes=2**21)))
+    sender, receiver = stream(pair, backlog=16)
+    big = encoded(w=np.zeros(12_500))  # 100 kB, of 512 KiB set aside
+    sender.send(0, big, 0)
+    pump(pair)
+    first = right.take(ObjectArrived)
+    for seq in range(1, 10):
+        sender.send(seq, big, 0)
+    data = b""
+    while more := left.output():
+        data += more
+    assert 5 * big.total < len(data) < 6 * big.total
+    right.feed(data)
+    pump(pair)
+    arrived = [first, *(right.take(ObjectArrived) for _ in range(9))]
+    assert [event.seq for event in arrived] == list(range(10))
+    for event in arrived:
+        receiver.release(event.size)
+        receiver.reply(event.seq, encoded())
+    assert lent(right) == 512 * 1024
+    sender.abort("TASK_ABORTED", "server", "")
+    pump(pair)
+    assert lent(right) == 0
+
+
+def test_nothing_is_set_aside_where_little_is_left() -> None:
+    pair = left, right = linked(right=surroundings(limits=Limits(origin_bytes=2**18, engine_bytes=2**18)))
+    sender, _ = stream(pair, backlog=8)
+    sender.send(0, encoded(w=np.zeros(20_000)), 0)  # more than half of the share
+    pump(pair)
+    arrived = right.take(ObjectArrived)
+    assert lent(right) == arrived.size
+    assert left.output() == b""
+
+
+def test_beyond_what_is_set_aside_nothing_may_come_ahead() -> None:
+    pair = _, right = linked()
+    sender, _ = stream(pair, backlog=4)
+    sender.send(0, encoded(w=np.zeros(20_000)), 0)
+    pump(pair)
+    right.take(ObjectArrived)
+    with pytest.raises(RemoteProtocolError, match="object 1 of 900000 bytes comes ahead of its grant: 0 of 640"):
+        right.feed(payload(FrameType.OBJECT, 1, 1, (900_000,), flags=Flag.AHEAD))

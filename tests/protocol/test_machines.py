@@ -382,9 +382,10 @@ class Streams(RuleBasedStateMachine):
     @invariant()
     def what_is_reserved_is_held_by_a_leg(self) -> None:
         for node in self.nodes.values():
-            held = [leg.inbound.held for leg in node.legs() if not isinstance(leg, RelayLeg)]
-            assert node.shared.budget.used == sum(held)
-            assert min(held, default=0) >= 0
+            halves = [leg.inbound for leg in node.legs() if not isinstance(leg, RelayLeg)]
+            assert node.shared.budget.used == sum(half.held + half.aside for half in halves)
+            assert min([half.held for half in halves], default=0) >= 0
+            assert all(0 <= half._ahead <= half.aside for half in halves)
             relayed = sum(leg._window - FIRST_WINDOW for leg in node.legs() if isinstance(leg, RelayLeg))
             assert node.shared.relays.used == relayed
 

@@ -11,11 +11,13 @@ class Holder(Protocol):
 
     Attributes:
         origin: the site whose objects it holds: the sender of the bytes, never the hub between.
-        held: bytes it holds now; kept by the budget.
+        held: bytes it holds now, without what is set aside; kept by the budget.
+        aside: bytes set aside for objects to come; kept by the budget.
     """
 
     origin: str
     held: int
+    aside: int
 
     def granted(self) -> None:
         """Hear that the oldest reservation that had to wait is made."""
@@ -75,8 +77,28 @@ class Budget:
         if self._waiting:
             self._admit()
 
+    def set_aside(self, holder: Holder, least: int, most: int) -> int:
+        """Reserve *least* to *most* bytes for a holder's objects to come, while there is plenty; until it is forgotten.
+
+        Half of what a site may have, and of the engine's, is left to objects that ask.
+
+        Returns:
+            How many bytes were set aside; 0 where there is not so much room.
+        """
+        room = min(self._engine_limit // 2 - self.used, self._origin_limit // 2 - self._origins.get(holder.origin, 0))
+        size = min(most, room)
+        if size < least or self._waiting:
+            return 0
+        holder.aside += size
+        self.used += size
+        self._origins[holder.origin] = self._origins.get(holder.origin, 0) + size
+        return size
+
     def _give_back(self, holder: Holder, size: int) -> None:
         holder.held -= size
+        self._free(holder, size)
+
+    def _free(self, holder: Holder, size: int) -> None:
         self.used -= size
         left = self._origins.get(holder.origin, 0) - size
         if left:
@@ -90,6 +112,9 @@ class Budget:
             self._waiting = deque(entry for entry in self._waiting if entry[0] is not holder)
         if holder.held:
             self._give_back(holder, holder.held)
+        if holder.aside:
+            size, holder.aside = holder.aside, 0
+            self._free(holder, size)
         if self._waiting:
             self._admit()
 

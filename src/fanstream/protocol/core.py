@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..options import EngineSettings
+from ..options import ASIDE, EngineSettings
 from ..shareable import ReturnCode
 from . import bodies
 from .budget import Budget
@@ -78,6 +78,7 @@ class LinkCore:
         now: the time.
 
     Attributes:
+        allowance: bytes of one stream that may come ahead of their grants, at most.
         reads: how often bytes have come.
         stray: frames for streams that have ended, and replies to nothing: counted, never delivered.
         duplicates: objects and replies that came twice.
@@ -127,6 +128,7 @@ class LinkCore:
         self._peer_streams: dict[str, int] = {}  # open streams of each origin
         self._begun: float | None = None  # when the frame that is not whole yet began
         self._frames = 0  # how many were whole before it
+        self.allowance = limits.origin_bytes // ASIDE
         self.reads = 0
         self.stray = 0
         self.duplicates = 0

@@ -38,6 +38,7 @@ class FrameType(IntEnum):
     LOST = 27
     SUSPENDED = 28  # reserved: resume
     RESUME = 29  # reserved: resume
+    ALLOW = 30
 
 
 class Flag(IntEnum):
@@ -48,7 +49,7 @@ class Flag(IntEnum):
     WITHDRAW = 0x02
     """END: objects not yet consumed are to be discarded."""
     AHEAD = 0x04
-    """OBJECT, REPLY: its data follows without a GRANT, since the receiver holds nothing else of this stream."""
+    """OBJECT, REPLY: its data follows without a GRANT, since the receiver has room for it."""
     FREE = 0x08
     """OBJECT: the opener holds none of this site's replies, so the next may come ahead."""
     CRITICAL = 0x80

@@ -88,8 +88,8 @@ class Inbound:
     """
 
     __slots__ = (
-        "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits",
-        "_scheduler", "_target", "_unreserved", "acked", "expected", "held", "origin",
+        "_ahead", "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits",
+        "_scheduler", "_target", "_unreserved", "acked", "aside", "backed", "expected", "held", "largest", "origin",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +118,12 @@ class Inbound:
         self._closed = False
         self.origin = origin
         self.held = 0
+        self.aside = 0
+        self.largest = 0
+        """Bytes of the largest object so far of those that need room of their own."""
+        self.backed: set[int] = set()
+        """Objects that came ahead into what is set aside, by number, until they are released."""
+        self._ahead = 0  # their bytes
         self.expected = 0
         """The next sequence number."""
         self.acked = 0
@@ -176,8 +182,14 @@ class Inbound:
         arrival = Arrival(seq, flags, size)
         arrival.sizes = sizes
         ahead = flags & _AHEAD
+        backed = False
         if ahead and (self.held or self._unreserved):
-            raise RemoteProtocolError(f"object {seq} comes ahead of its grant, while {self.held} bytes are held")
+            if self._ahead + size > self.aside:
+                raise RemoteProtocolError(
+                    f"object {seq} of {size} bytes comes ahead of its grant: {self._ahead} of {self.aside} bytes set "
+                    f"aside are taken, {self.held} others are held"
+                )
+            backed = True
         self._arriving.append(arrival)
         if size > limits.object:
             # The peer cannot know this side's limit, so it has broken no rule. Nothing was allocated; what comes ahead
@@ -189,7 +201,13 @@ class Inbound:
                 self._by_seq[seq] = arrival
             self._pass_on()
             return
-        if ahead:
+        if size > SMALL_OBJECT and size > self.largest:
+            self.largest = size
+        if backed:
+            self.backed.add(seq)
+            self._ahead += size
+            self._prepare(arrival, envelope)
+        elif ahead:
             self._budget.charge(self, size)
             self._prepare(arrival, envelope)
         elif size <= SMALL_OBJECT:
@@ -323,6 +341,15 @@ class Inbound:
         """End an object's reservation."""
         if size > UNCHARGED and not self._closed:
             self._budget.release(self, size)
+
+    def release_ahead(self, seq: int, size: int) -> None:
+        """Make room for others where object *seq* came ahead."""
+        self.backed.discard(seq)
+        self._ahead -= size
+
+    def allow(self, least: int, most: int) -> bool:
+        """Set *least* to *most* bytes more aside for objects that may come ahead; return whether that was done."""
+        return not self._closed and self._budget.set_aside(self, least, most) > 0
 
     def clear(self) -> None:
         """Drop all that is on its way, with its reservations; nothing further is taken."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+from ..options import LEAST_ASIDE
 from ..shareable import ReturnCode
 from . import bodies
 from .events import Aborted, EndAnnounced, Ended, EndingBegun, Lost, ObjectArrived, Refused, ReplyArrived
 from .frames import Flag, FrameType, pack
-from .inbound import Inbound
+from .inbound import UNCHARGED, Inbound
 from .sending import Outbound, Payload
 
 if TYPE_CHECKING:
@@ -127,11 +129,14 @@ class OpenerLeg(Leg):
         aborted: whether ABORT was said.
     """
 
-    __slots__ = ("_ended", "aborted", "sent", "site")
+    __slots__ = ("_ahead", "_ahead_bytes", "_allowance", "_ended", "aborted", "sent", "site")
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         super().__init__(core, alias, opening, target)
         self._ended: tuple[int, bodies.Ending] | None = None
+        self._allowance = 0  # bytes of unanswered objects that the site lets come ahead
+        self._ahead: deque[tuple[int, int]] = deque()  # those that did, by number and size
+        self._ahead_bytes = 0
         self.site = opening.targets[target]
         self.sent = 0
         self.aborted = False
@@ -156,8 +161,15 @@ class OpenerLeg(Leg):
         flags = _FINAL if final else 0
         if not inbound.held:
             flags |= _FREE
-        # A site ends an object's reservation before it answers: once it has answered all, it holds none.
-        self.outbound.send(seq, payload, flags=flags, timeout_ms=timeout_ms, acked=acked, ahead=acked == seq)
+        ahead = False
+        if payload.total:
+            size = payload.total + len(payload.envelope)
+            # A site ends an object's reservation before it answers: once it has answered all, it holds none.
+            ahead = acked == seq or self._ahead_bytes + size <= self._allowance
+            if ahead and self._allowance:
+                self._ahead.append((seq, size))
+                self._ahead_bytes += size
+        self.outbound.send(seq, payload, flags=flags, timeout_ms=timeout_ms, acked=acked, ahead=ahead)
         if final:
             self._enter(LegState.DRAINING)
 
@@ -196,6 +208,11 @@ class OpenerLeg(Leg):
                 f"REPLY {seq} from {self.site}: {self.inbound.expected} was next, {self.sent} objects were sent"
             )
         self.inbound.payload(seq, flags, body)
+        while self._ahead and self._ahead[0][0] <= seq:
+            self._ahead_bytes -= self._ahead.popleft()[1]
+
+    def _on_allow(self, flags: int, seq: int, body: memoryview) -> None:
+        self._allowance = max(self._allowance, seq)
 
     def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:
         """Pass on a whole reply; called by the inbound half."""
@@ -230,6 +247,7 @@ class OpenerLeg(Leg):
         LegState.OPEN: {
             FrameType.REPLY: _on_reply,
             FrameType.GRANT: Leg._on_grant,
+            FrameType.ALLOW: _on_allow,
             FrameType.CREDIT: Leg._on_credit,
             FrameType.ENDING: _on_ending,
             FrameType.ENDED: _on_ended,
@@ -239,6 +257,7 @@ class OpenerLeg(Leg):
         LegState.DRAINING: {
             FrameType.REPLY: _on_reply,
             FrameType.GRANT: Leg._on_grant,
+            FrameType.ALLOW: _on_allow,
             FrameType.CREDIT: Leg._on_credit,
             FrameType.ENDING: _on_ending,
             FrameType.ENDED: _on_ended,
@@ -251,12 +270,13 @@ class OpenerLeg(Leg):
 class ReceiverLeg(Leg):
     """The receiving site's end: receives objects, sends replies."""
 
-    __slots__ = ("_aborted", "_cache", "_free_reply", "answered", "final", "said_end")
+    __slots__ = ("_aborted", "_cache", "_free_reply", "_unreleased", "answered", "final", "said_end")
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         super().__init__(core, alias, opening, target)
         self._cache: dict[int, tuple[Payload, int]] = {}
         self.answered = 0
+        self._unreleased: deque[int] = deque()  # numbers of objects passed on that hold room
         self._free_reply = 0  # the number of the reply that may come ahead: the opener holds none before it
         self.said_end = False
         self._aborted = False
@@ -279,8 +299,22 @@ class ReceiverLeg(Leg):
         self.outbound.send(seq, payload, flags=flags, ahead=seq == self._free_reply)
 
     def release(self, size: int) -> None:
-        """End the reservation of an object that has been consumed."""
-        self.inbound.release(size)
+        """End the reservation of the oldest object that was not released: it has been consumed."""
+        if size <= UNCHARGED or not self._unreleased:
+            return
+        seq = self._unreleased.popleft()
+        if seq in self.inbound.backed:
+            self.inbound.release_ahead(seq, size)
+        else:
+            self.inbound.release(size)
+
+    def _allow(self) -> None:
+        """Let objects come ahead of their grants, as many as the opener may have under way, while there is room."""
+        inbound = self.inbound
+        more = min(inbound.largest * self.opening.backlog, self._core.allowance) - inbound.aside
+        # A few objects at least: room for fewer is worth more to objects that ask.
+        if more >= LEAST_ASIDE * inbound.largest and inbound.allow(LEAST_ASIDE * inbound.largest, more):
+            self._control(FrameType.ALLOW, seq=inbound.aside)
 
     def ending(self) -> None:
         """Say that an ABORT was heard."""
@@ -327,6 +361,8 @@ class ReceiverLeg(Leg):
                 f"object {seq} from {self.opener}: {seq - self.answered} unanswered, limit {self.opening.backlog}"
             )
         inbound.payload(seq, flags, body)
+        if inbound.largest and self.opening.backlog > 2:  # with less, nothing is under way besides what comes ahead
+            self._allow()
         cache = self._cache
         if cache:
             acked = inbound.acked
@@ -350,6 +386,8 @@ class ReceiverLeg(Leg):
 
     def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:
         """Pass on a whole object; called by the inbound half."""
+        if size > UNCHARGED:
+            self._unreleased.append(seq)
         self._core.events.append(ObjectArrived(self, seq, value, size, flags & _FINAL != 0))
 
     def _on_end(self, flags: int, seq: int, body: memoryview) -> None:

@@ -21,7 +21,15 @@ FIRST_WINDOW: Final = 64 * 1024
 _DATA: Final = frozenset((FrameType.OBJECT, FrameType.REPLY))
 _LAST_WORDS: Final = frozenset((FrameType.ENDED, FrameType.REFUSED, FrameType.LOST))
 _FORWARDED: Final = frozenset(
-    (FrameType.GRANT, FrameType.END, FrameType.ABORT, FrameType.ENDING, FrameType.SUSPENDED, FrameType.RESUME)
+    (
+        FrameType.GRANT,
+        FrameType.ALLOW,
+        FrameType.END,
+        FrameType.ABORT,
+        FrameType.ENDING,
+        FrameType.SUSPENDED,
+        FrameType.RESUME,
+    )
 )
 _MAX_BUFFERS: Final = 256
 _KEPT_BLOCKS: Final = 64
