@@ -202,6 +202,7 @@ class Streams(RuleBasedStateMachine):
                 for end in (0, 1):
                     while way.write(end, 1 << 20):
                         moved = True
+                    moved = moved or bool(way.under_way[end])  # whose answers may go out on a way before this one
                     self.heed(way.read(end, 1 << 30))
         for stream in self.streams:
             self.check_credit_is_back(stream)
@@ -483,7 +484,7 @@ class ThroughHub(Streams):
     @rule(pick=picks)
     def lose(self, pick: int) -> None:
         way = self.ways.pop(pick % len(self.ways))
-        for stream in self.streams:
+        for stream in self.all.values():  # a site may still be sending replies of one that both ends have done with
             stream.broken = stream.broken or all(node in stream.path for node in way.nodes)
         for node, other, side in zip(way.nodes, way.nodes[::-1], way.sides, strict=True):
             del node.sides[other.name]
