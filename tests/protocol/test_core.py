@@ -860,3 +860,19 @@ def test_beyond_what_is_set_aside_nothing_may_come_ahead() -> None:
     right.take(ObjectArrived)
     with pytest.raises(RemoteProtocolError, match="object 1 of 900000 bytes comes ahead of its grant: 0 of 640"):
         right.feed(payload(FrameType.OBJECT, 1, 1, (900_000,), flags=Flag.AHEAD))
+
+
+def test_who_gives_no_credit_is_not_answered_again_without_end() -> None:
+    pair = _, right = linked()
+    sender, receiver = stream(pair, backlog=4)
+    sender.send(0, encoded(), 0)
+    pump(pair)
+    right.take(ObjectArrived)
+    receiver.outbound.credit = 0
+    receiver.reply(0, encoded(a=b"x" * 100))
+    again = payload(FrameType.OBJECT, 1, 0)
+    right.feed(again * 4)
+    assert receiver.outbound.waiting == 5
+    assert right.output() == b"", "nothing of it may leave, so that nothing counts as answered"
+    with pytest.raises(RemoteProtocolError, match="object 0 from server came again while 5 replies wait for credit"):
+        right.feed(again)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from fanstream.codec.codec import Encoded
+from fanstream.errors import RemoteProtocolError
 from fanstream.protocol.frames import CHUNK_HEADER, HEADER, HEADER_SIZE, PAYLOAD_SIZE, SMALL_OBJECT, FrameType
 from fanstream.protocol.sending import Buffer, Outbound, Scheduler
 
@@ -251,3 +254,14 @@ def test_a_link_with_little_to_send_is_not_taken_for_a_slow_one() -> None:
         assert scheduler.next_output(1 << 20, float(second)) == []
         out.add_credit(1000)
     assert scheduler.chunk == FRAME
+
+
+def test_answers_that_were_handed_out_do_not_add_up() -> None:
+    scheduler = Scheduler(lambda: None, FRAME)
+    for _ in range(10):
+        scheduler.owe_answer(200 * 1024)
+        scheduler.small(b"the answer")  # and no control frame beside it
+        assert scheduler.next_output(1 << 20, 0.0) == [b"the answer"]
+    scheduler.owe_answer(200 * 1024)
+    with pytest.raises(RemoteProtocolError, match="bytes of answers wait for the peer"):
+        scheduler.owe_answer(200 * 1024)

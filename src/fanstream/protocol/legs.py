@@ -380,6 +380,10 @@ class ReceiverLeg(Leg):
         self._core.duplicates += 1
         cached = self._cache.get(seq)
         if cached is not None:
+            if self.outbound.waiting > self.opening.backlog:
+                raise RemoteProtocolError(
+                    f"object {seq} from {self.opener} came again while {self.outbound.waiting} replies wait for credit"
+                )
             payload, flags = cached
             self._core.scheduler.owe_answer(len(payload.envelope) + payload.total)
             self.outbound.send(seq, payload, flags=flags)

@@ -163,7 +163,6 @@ class Scheduler:
         if self._control:
             out.append(self._control[0] if len(self._control) == 1 else b"".join(self._control))
             self._control.clear()
-            self._answers = 0
         small = self._small
         if small:
             if len(small) <= _MAX_SMALL:
@@ -173,6 +172,7 @@ class Scheduler:
                 out.append(b"".join(small[:_MAX_SMALL]))
                 del small[:_MAX_SMALL]
                 return out  # a chunk must not overtake the head of its object, which may be among the others
+        self._answers = 0  # all of them have been handed out
         ring = self._ring
         total = 0
         while ring and total < limit and len(out) < _MAX_BUFFERS:
@@ -249,7 +249,7 @@ class Outbound:
     def send(
         self, seq: int, payload: Payload, *, flags: int = 0, timeout_ms: int = 0, acked: int = 0, ahead: bool = False
     ) -> None:
-        """Queue one object or reply; *ahead* says that the receiver holds nothing else of this stream."""
+        """Queue one object or reply; *ahead* says that the receiver has room for it without being asked."""
         envelope = payload.envelope
         sizes = payload.sizes
         total = payload.total
@@ -302,6 +302,11 @@ class Outbound:
         if self.joined:
             self._scheduler.leave(self)
             self.joined = False
+
+    @property
+    def waiting(self) -> int:
+        """How many objects or replies wait for credit with all they have."""
+        return len(self._heads)
 
     @property
     def sendable(self) -> bool:
