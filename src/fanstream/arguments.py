@@ -1,4 +1,4 @@
-"""Arguments that many calls take: the names of sites, channels and topics, and timeouts."""
+"""Arguments that many calls take: the names of sites, channels and topics, timeouts, and numbers of things."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from .options import LONGEST_TIMEOUT
-
 SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 WILDCARD: Final = "*"
+LONGEST_TIMEOUT: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits of milliseconds hold, about 49 days
 _MAX_ADDRESS: Final = 255  # characters: room for any name, and two of them leave OPEN's routing part small
 
 
@@ -91,3 +90,17 @@ def check_timeout(timeout: Any, argument: str = "timeout") -> float:
     if not math.isfinite(seconds) or seconds <= 0 or seconds > LONGEST_TIMEOUT:
         raise ValueError(f"{argument} is {timeout!r}, expected a positive number of seconds up to {LONGEST_TIMEOUT}")
     return seconds
+
+
+def check_count(value: Any, argument: str, *, least: int = 0) -> int:
+    """Return *value* if it is a whole number of at least *least*.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is less.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{argument} is {value!r} of type {type(value).__name__}, expected a whole number")
+    if value < least:
+        raise ValueError(f"{argument} is {value}, expected at least {least}")
+    return value

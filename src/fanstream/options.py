@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from .arguments import LONGEST_TIMEOUT, check_count
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
@@ -19,7 +21,6 @@ GIB: Final = 1024 * MIB
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
-LONGEST_TIMEOUT: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits of milliseconds hold, about 49 days
 _LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
 _WIDEST: Final = 4096  # objects: the largest window
 _UNASKED: Final = 64 * KIB  # protocol.frames.SMALL_OBJECT: larger ones wait for a GRANT, save in lock step
@@ -255,12 +256,12 @@ class Network(_Frozen):
         Raises:
             TypeError, ValueError: an argument is nonsense, or *memory* does not hold one object.
         """
-        _check_count("object_size", object_size)
-        _check_count("sites", sites)
+        check_count(object_size, "object_size", least=1)
+        check_count(sites, "sites", least=1)
         share = self.bandwidth / sites
         window = math.ceil(1 + share * self.round_trip / object_size)
         if memory is not None:
-            _check_count("memory", memory)
+            check_count(memory, "memory", least=1)
             if memory < object_size:
                 raise ValueError(f"memory is {memory} bytes, less than one object of {object_size}")
             window = min(window, memory // object_size)
@@ -296,8 +297,8 @@ class Network(_Frozen):
         Raises:
             TypeError, ValueError: an argument is nonsense, or the limits do not take such a stream.
         """
-        _check_count("object_size", object_size)
-        _check_count("sites", sites)
+        check_count(object_size, "object_size", least=1)
+        check_count(sites, "sites", least=1)
         if object_size > limits.object:
             raise ValueError(f"object_size is {object_size} bytes, more than limits.object of {limits.object}")
         if options.backlog > limits.backlog:
@@ -372,13 +373,6 @@ def _round_trips(object_size: int, window: int, limits: Limits) -> float:
         return 1
     ahead = limits.origin_bytes // ASIDE // object_size  # of a window; the others ask
     return 2 - min(1, ahead / window) if ahead >= LEAST_ASIDE else 2
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}, expected a whole number")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
 
 
 def _round_up(size: float) -> int:

@@ -876,3 +876,21 @@ def test_who_gives_no_credit_is_not_answered_again_without_end() -> None:
     assert right.output() == b"", "nothing of it may leave, so that nothing counts as answered"
     with pytest.raises(RemoteProtocolError, match="object 0 from server came again while 5 replies wait for credit"):
         right.feed(again)
+
+
+def test_small_objects_take_nothing_of_what_is_set_aside_for_large_ones() -> None:
+    pair = left, right = linked()
+    sender, receiver = stream(pair, backlog=8)
+    big, small = encoded(w=np.zeros(20_000)), encoded(w=np.zeros(7_000))
+    sender.send(0, big, 0)
+    pump(pair)
+    right.take(ObjectArrived)
+    set_aside = lent(right) - big.total - len(big.envelope)
+    assert set_aside == 8 * (big.total + len(big.envelope))
+    for seq in range(1, 4):
+        sender.send(seq, small, 0)
+    sender.send(4, big, 0)
+    assert sender._ahead_bytes == big.total + len(big.envelope)
+    pump(pair)
+    assert [right.take(ObjectArrived).seq for _ in range(4)] == [1, 2, 3, 4]
+    assert receiver.inbound.aside == set_aside

@@ -53,8 +53,7 @@ class Budget:
     def charge(self, holder: Holder, size: int) -> None:
         """Count bytes that are let in without asking: small objects, bounded by the stream's backlog."""
         holder.held += size
-        self.used += size
-        self._origins[holder.origin] = self._origins.get(holder.origin, 0) + size
+        self._take(holder, size)
 
     def request(self, holder: Holder, size: int) -> bool:
         """Reserve *size* bytes now if they fit; otherwise the holder's ``granted`` is called once they do."""
@@ -90,9 +89,12 @@ class Budget:
         if size < least or self._waiting:
             return 0
         holder.aside += size
+        self._take(holder, size)
+        return size
+
+    def _take(self, holder: Holder, size: int) -> None:
         self.used += size
         self._origins[holder.origin] = self._origins.get(holder.origin, 0) + size
-        return size
 
     def _give_back(self, holder: Holder, size: int) -> None:
         holder.held -= size

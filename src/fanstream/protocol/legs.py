@@ -12,7 +12,7 @@ from ..options import LEAST_ASIDE
 from ..shareable import ReturnCode
 from . import bodies
 from .events import Aborted, EndAnnounced, Ended, EndingBegun, Lost, ObjectArrived, Refused, ReplyArrived
-from .frames import Flag, FrameType, pack
+from .frames import SMALL_OBJECT, Flag, FrameType, pack
 from .inbound import UNCHARGED, Inbound
 from .sending import Outbound, Payload
 
@@ -162,8 +162,7 @@ class OpenerLeg(Leg):
         if not inbound.held:
             flags |= _FREE
         ahead = False
-        if payload.total:
-            size = payload.total + len(payload.envelope)
+        if payload.total and (size := payload.total + len(payload.envelope)) > SMALL_OBJECT:
             # A site ends an object's reservation before it answers: once it has answered all, it holds none.
             ahead = acked == seq or self._ahead_bytes + size <= self._allowance
             if ahead and self._allowance:

@@ -41,17 +41,3 @@ def check_callback(function: Any, argument: str) -> None:
     """
     if not callable(function):
         raise TypeError(f"{argument} is of type {type(function).__name__}, expected a function")
-
-
-def check_number(value: Any, argument: str, *, least: int = 0) -> int:
-    """Return *value* if it is a whole number of at least *least*.
-
-    Raises:
-        TypeError: it is no int.
-        ValueError: it is less.
-    """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{argument} is {value!r} of type {type(value).__name__}, expected a whole number")
-    if value < least:
-        raise ValueError(f"{argument} is {value}, expected at least {least}")
-    return value

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 
+from ..arguments import check_count
 from ..codec.faults import Fault
 from ..codec.hashes import check_spread
 from ..context import FLContext, StreamContext
@@ -14,7 +15,7 @@ from ..engine import StreamEngine
 from ..options import StreamOptions
 from ..shareable import Shareable
 from ..streaming import Registration, StreamResult, Timeout
-from .arguments import check_callback, check_engine, check_number, check_options
+from .arguments import check_callback, check_engine, check_options
 from .entries import BadEntryError, EntryConsumer, EntryFactory, EntryProducer
 
 Container = dict[Any, Any] | list[Any] | set[Any]
@@ -128,7 +129,7 @@ def register_containers(
     """
     check_engine(engine)
     check_callback(on_container, "on_container")
-    check_number(max_entries, "max_entries")
+    check_count(max_entries, "max_entries")
     return engine.register_stream_processing(
         channel, topic, EntryFactory(lambda: _ContainerConsumer(on_container, engine.limiter, max_entries))
     )

@@ -17,13 +17,13 @@ import anyio.to_thread
 import xxhash
 
 from ..adapters import call
-from ..arguments import check_timeout
+from ..arguments import check_count, check_timeout
 from ..context import FLContext, StreamContext
 from ..engine import StreamEngine
 from ..options import GIB, KIB, MIB, StreamOptions
 from ..shareable import ReturnCode, Shareable, make_reply
 from ..streaming import ConsumerFactory, ObjectConsumer, Registration, StreamResult, Timeout
-from .arguments import check_callback, check_engine, check_number, check_options
+from .arguments import check_callback, check_engine, check_options
 from .whole import WholeProducer
 
 Digest = Literal["blake2b", "xxh3"]
@@ -156,7 +156,7 @@ async def stream_file(
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is {path!r} of type {type(path).__name__}, expected a str or a path")
     limit = engine.settings.limits.object - _ROOM
-    if check_number(chunk_size, "chunk_size", least=1) > limit:
+    if check_count(chunk_size, "chunk_size", least=1) > limit:
         raise ValueError(f"chunk_size is {chunk_size}, expected at most {limit}: Limits.object less {_ROOM}")
     if digest not in get_args(Digest):
         raise ValueError(f"digest is {digest!r}, expected one of {', '.join(map(repr, get_args(Digest)))}")
@@ -337,7 +337,7 @@ def register_files(
         raise TypeError(f"directory is {directory!r} of type {type(directory).__name__}, expected a str or a path")
     if on_file is not None:
         check_callback(on_file, "on_file")
-    check_number(max_size, "max_size")
+    check_count(max_size, "max_size")
     if not {os.open, os.rename, os.unlink} <= os.supports_dir_fd:
         raise NotImplementedError("files cannot be received on a platform that opens none relative to a directory")
     folder = Path(directory).resolve()  # once: whoever puts a link in its place later redirects nothing

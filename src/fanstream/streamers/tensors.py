@@ -9,12 +9,13 @@ from typing import Any
 import anyio
 import numpy as np
 
+from ..arguments import check_count
 from ..context import FLContext, StreamContext
 from ..engine import StreamEngine
 from ..options import GIB, StreamOptions
 from ..shareable import Shareable
 from ..streaming import Registration, StreamResult, Timeout
-from .arguments import check_callback, check_engine, check_number, check_options
+from .arguments import check_callback, check_engine, check_options
 from .entries import BadEntryError, EntryConsumer, EntryFactory, EntryProducer
 
 
@@ -117,8 +118,8 @@ def register_tensors(
     """
     check_engine(engine)
     check_callback(on_state, "on_state")
-    check_number(max_entries, "max_entries")
-    check_number(max_bytes, "max_bytes")
+    check_count(max_entries, "max_entries")
+    check_count(max_bytes, "max_bytes")
     return engine.register_stream_processing(
         channel, topic, EntryFactory(lambda: _TensorConsumer(on_state, engine.limiter, max_entries, max_bytes))
     )
