@@ -14,7 +14,8 @@ import anyio
 
 from ..errors import BrokenError, ConnectError, TransportError
 from ..wakeup import AsyncioFace
-from .base import Pump, Wire
+from .base import Pump
+from .ending import EndingWire
 
 _OUTPUT: Final = 512 * 1024  # bytes asked of the pump at a time: so much is encrypted before the loop has its turn
 _HELD: Final = 512 * 1024  # bytes of ciphertext that wait for the socket
@@ -30,7 +31,7 @@ def watches(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bool:
     return True
 
 
-class BufferedWire(Wire, asyncio.BufferedProtocol):
+class BufferedWire(EndingWire, asyncio.BufferedProtocol):
     """One connection over an asyncio transport.
 
     Args:
@@ -50,25 +51,15 @@ class BufferedWire(Wire, asyncio.BufferedProtocol):
         context: ssl.SSLContext | None = None,
         server_name: str | None = None,
     ) -> None:
-        self._loop = face.loop
-        self._name = name
+        super().__init__(name, face)
         self._sock = sock
         self._context = context
         self._server_name = server_name
         self._transport: Any = None  # an asyncio.Transport, once there is one
-        self._pump: Pump | None = None
         self._begun = context is None and sock is None
         self._scheduled = False
         self._paused = False  # the transport holds what it was given
-        self._closing = False
-        self._ended = False
-        self._reason: Exception | None = None
         self._handshake: anyio.CancelScope | None = None
-        self._done = face.wakeup()
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     # --- the wire ---
 
@@ -84,8 +75,9 @@ class BufferedWire(Wire, asyncio.BufferedProtocol):
         if self._context is not None:
             tls = {"ssl": self._context, "ssl_shutdown_timeout": _SHUTDOWN}  # whoever runs the wire has the time
         try:
-            if self._sock is None:
-                await self._upgrade(tls)
+            if self._sock is None:  # and so the loop has accepted it, for a plain transport
+                context = tls.pop("ssl")
+                self._take(await self._loop.start_tls(self._transport, self, context, server_side=True, **tls))
             elif self._server_name is None:
                 await self._loop.connect_accepted_socket(lambda: self, self._sock, **tls)
             else:
@@ -96,15 +88,6 @@ class BufferedWire(Wire, asyncio.BufferedProtocol):
             raise BrokenError(f"{self._name}: the other end closed it in the handshake") from exc
         except (OSError, ssl.SSLError) as exc:
             raise ConnectError(f"{self._name}: no TLS link: {exc}") from exc
-
-    async def _upgrade(self, tls: dict[str, Any]) -> None:
-        """Begin TLS on a connection that the loop has accepted."""
-        plain = self._transport
-        tls["sslcontext"] = tls.pop("ssl")
-        if self._server_name is not None:
-            tls["server_hostname"] = self._server_name
-        upgraded = await self._loop.start_tls(plain, self, server_side=self._server_name is None, **tls)
-        self._take(upgraded)
 
     async def run(self, pump: Pump) -> Exception | None:
         self._pump = pump
@@ -128,30 +111,17 @@ class BufferedWire(Wire, asyncio.BufferedProtocol):
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
-    def close(self, reason: Exception | None = None, *, flush: bool = False) -> None:
-        if self._ended or (self._closing and flush):
-            return
-        self._reason = self._reason or reason
-        if not flush or self._pump is None:
-            self._end(reason)
-            return
-        self._closing = True
-        if self._transport is not None:  # otherwise once hands are shaken
+    def _stop_reading(self) -> None:
+        if self._transport is not None:  # without one, hands are not shaken yet
             self._transport.pause_reading()
-            self.wake()
 
-    def _end(self, reason: Exception | None) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._reason = self._reason or reason
+    def _release(self) -> None:
         if self._handshake is not None:
             self._handshake.cancel()
         if self._transport is not None:
             self._transport.abort()
         elif self._sock is not None and not self._begun:
             self._sock.close()
-        self._done.set()
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -163,12 +133,13 @@ class BufferedWire(Wire, asyncio.BufferedProtocol):
         if self._paused or self._ended:
             return
         out = pump.next_output(_OUTPUT)
-        if out and self._context is not None:
-            self._transport.writelines(out)  # encrypted at once, so the buffers are the link's again
-            self.wake()
-        elif out:
-            for piece in out:  # not writelines, which on some Pythons 3.12 keeps buffers without pausing its protocol
-                self._transport.write(piece)
+        if out:
+            if self._context is not None:
+                self._transport.writelines(out)  # encrypted at once, so the buffers are the link's again
+            else:
+                # Not writelines, which on some Pythons 3.12 keeps buffers without pausing its protocol.
+                for piece in out:
+                    self._transport.write(piece)
             # In another turn: what a link has to say at length must not hold up the others.
             self.wake()
         elif self._closing:

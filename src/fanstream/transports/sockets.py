@@ -22,6 +22,7 @@ from ..wakeup import AsyncioFace, current_face
 from .addresses import Address, is_loopback
 from .base import Listener, OnConnect, Pump, Wire
 from .buffered import BufferedWire, watches
+from .ending import EndingWire
 
 _log = logging.getLogger(__name__)
 
@@ -45,27 +46,17 @@ def _face() -> AsyncioFace:
     return face
 
 
-class SocketWire(Wire):
+class SocketWire(EndingWire):
     """One connected socket."""
 
     def __init__(self, sock: socket.socket, name: str, face: AsyncioFace) -> None:
+        super().__init__(name, face)
         sock.setblocking(False)
-        self._loop = face.loop
         self._sock = sock
         self._fd = sock.fileno()
-        self._name = name
-        self._pump: Pump | None = None
         self._unwritten: list[bytes | memoryview] = []
         self._scheduled = False
         self._armed = False  # waiting for the socket to take more
-        self._closing = False
-        self._ended = False
-        self._reason: Exception | None = None
-        self._done = face.wakeup()
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     async def run(self, pump: Pump) -> Exception | None:
         self._pump = pump
@@ -84,28 +75,15 @@ class SocketWire(Wire):
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
-    def close(self, reason: Exception | None = None, *, flush: bool = False) -> None:
-        if self._ended or (self._closing and flush):
-            return
-        self._reason = self._reason or reason
-        if not flush or self._pump is None:
-            self._end(reason)
-            if self._pump is None:  # it was never run
-                self._sock.close()
-            return
-        self._closing = True
+    def _stop_reading(self) -> None:
         self._loop.remove_reader(self._fd)
-        self.wake()
 
-    def _end(self, reason: Exception | None) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._reason = self._reason or reason
+    def _release(self) -> None:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._unwritten = []
-        self._done.set()
+        if self._pump is None:  # it was never run, which would close it
+            self._sock.close()
 
     def _readable(self) -> None:
         pump, sock = self._pump, self._sock
