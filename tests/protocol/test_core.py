@@ -879,7 +879,7 @@ def test_who_gives_no_credit_is_not_answered_again_without_end() -> None:
 
 
 def test_small_objects_take_nothing_of_what_is_set_aside_for_large_ones() -> None:
-    pair = left, right = linked()
+    pair = _, right = linked()
     sender, receiver = stream(pair, backlog=8)
     big, small = encoded(w=np.zeros(20_000)), encoded(w=np.zeros(7_000))
     sender.send(0, big, 0)

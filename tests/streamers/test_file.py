@@ -355,9 +355,9 @@ async def test_a_file_that_changes_while_it_is_sent_reaches_nobody(
 
 def swap_consumer(site: StreamEngine, kind: type[FileConsumer], inbox: Path) -> None:
     """Have files taken by another consumer than the one that `register_files` gives them."""
-    from fanstream.streamers.file import _FileFactory
+    from fanstream.streamers.whole import WholeFactory
 
-    site.register_stream_processing("files", "one", _FileFactory(lambda: kind(inbox, None, site.limiter, 10**9)))
+    site.register_stream_processing("files", "one", WholeFactory(lambda: kind(inbox, None, site.limiter, 10**9)))
 
 
 FULL = """

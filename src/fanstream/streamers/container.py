@@ -16,7 +16,8 @@ from ..options import StreamOptions
 from ..shareable import Shareable
 from ..streaming import Registration, StreamResult, Timeout
 from .arguments import check_callback, check_engine, check_options
-from .entries import BadEntryError, EntryConsumer, EntryFactory, EntryProducer
+from .entries import BadEntryError, EntryConsumer, EntryProducer
+from .whole import WholeFactory, send_whole
 
 Container = dict[Any, Any] | list[Any] | set[Any]
 
@@ -107,11 +108,7 @@ async def stream_container(
     check_engine(engine)
     options = check_options(options)
     producer = ContainerProducer(container, timeout, withdraw=options.gather != "all")
-    context = {} if stream_ctx is None else stream_ctx
-    result = await engine.stream_objects(
-        channel, topic, context, targets, producer, fl_ctx, optional, secure, options=options
-    )
-    return result, producer.replies
+    return await send_whole(engine, channel, topic, stream_ctx, targets, producer, fl_ctx, optional, secure, options)
 
 
 def register_containers(
@@ -131,5 +128,5 @@ def register_containers(
     check_callback(on_container, "on_container")
     check_count(max_entries, "max_entries")
     return engine.register_stream_processing(
-        channel, topic, EntryFactory(lambda: _ContainerConsumer(on_container, engine.limiter, max_entries))
+        channel, topic, WholeFactory(lambda: _ContainerConsumer(on_container, engine.limiter, max_entries))
     )

@@ -11,7 +11,7 @@ import anyio
 from ..adapters import call
 from ..context import FLContext, StreamContext
 from ..shareable import ReturnCode, Shareable, make_reply
-from ..streaming import ConsumerFactory, ObjectConsumer, Timeout
+from ..streaming import ObjectConsumer, Timeout
 from .whole import WholeProducer
 
 
@@ -97,17 +97,3 @@ class EntryConsumer(ObjectConsumer):
         if count:
             self.add(entry)
         return self._next >= count
-
-
-class EntryFactory(ConsumerFactory):
-    """Makes a consumer for each stream.
-
-    Args:
-        make: makes one.
-    """
-
-    def __init__(self, make: Callable[[], EntryConsumer]) -> None:
-        self._make = make
-
-    async def get_consumer(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> ObjectConsumer:
-        return self._make()

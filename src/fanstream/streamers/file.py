@@ -22,9 +22,9 @@ from ..context import FLContext, StreamContext
 from ..engine import StreamEngine
 from ..options import GIB, KIB, MIB, StreamOptions
 from ..shareable import ReturnCode, Shareable, make_reply
-from ..streaming import ConsumerFactory, ObjectConsumer, Registration, StreamResult, Timeout
+from ..streaming import ObjectConsumer, Registration, StreamResult, Timeout
 from .arguments import check_callback, check_engine, check_options
-from .whole import WholeProducer
+from .whole import WholeFactory, WholeProducer, send_whole
 
 Digest = Literal["blake2b", "xxh3"]
 """BLAKE2b of 32 bytes, which is also a name for the content; or XXH3 of 16, which is several times faster."""
@@ -162,19 +162,17 @@ async def stream_file(
         raise ValueError(f"digest is {digest!r}, expected one of {', '.join(map(repr, get_args(Digest)))}")
     options = check_options(options)
     seconds = check_timeout(timeout)
-    context = {} if stream_ctx is None else stream_ctx
 
     file = await anyio.to_thread.run_sync(lambda: open(os.fspath(path), "rb", opener=_open_regular))  # noqa: SIM115 - closed below
     try:
         label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
         withdraw = options.gather != "all"
         producer = FileProducer(file, label[:_LABEL], chunk_size, digest, seconds, withdraw=withdraw)
-        result = await engine.stream_objects(
-            channel, topic, context, targets, producer, fl_ctx, optional, secure, options=options
+        return await send_whole(
+            engine, channel, topic, stream_ctx, targets, producer, fl_ctx, optional, secure, options
         )
     finally:
         file.close()
-    return result, producer.replies
 
 
 # --- The receiver ---
@@ -305,14 +303,6 @@ class FileConsumer(ObjectConsumer):
                 self._folder = -1
 
 
-class _FileFactory(ConsumerFactory):
-    def __init__(self, make: Callable[[], FileConsumer]) -> None:
-        self._make = make
-
-    async def get_consumer(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> ObjectConsumer:
-        return self._make()
-
-
 def register_files(
     engine: StreamEngine,
     channel: str,
@@ -344,5 +334,5 @@ def register_files(
     if not folder.is_dir():
         raise ValueError(f"directory is {os.fspath(directory)!r}, expected an existing directory")
     return engine.register_stream_processing(
-        channel, topic, _FileFactory(lambda: FileConsumer(folder, on_file, engine.limiter, max_size))
+        channel, topic, WholeFactory(lambda: FileConsumer(folder, on_file, engine.limiter, max_size))
     )

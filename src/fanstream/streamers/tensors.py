@@ -16,7 +16,8 @@ from ..options import GIB, StreamOptions
 from ..shareable import Shareable
 from ..streaming import Registration, StreamResult, Timeout
 from .arguments import check_callback, check_engine, check_options
-from .entries import BadEntryError, EntryConsumer, EntryFactory, EntryProducer
+from .entries import BadEntryError, EntryConsumer, EntryProducer
+from .whole import WholeFactory, send_whole
 
 
 def _is_tensor(value: Any) -> bool:
@@ -95,11 +96,7 @@ async def stream_tensors(
     check_engine(engine)
     options = check_options(options)
     producer = TensorProducer(state, timeout, withdraw=options.gather != "all")
-    context = {} if stream_ctx is None else stream_ctx
-    result = await engine.stream_objects(
-        channel, topic, context, targets, producer, fl_ctx, optional, secure, options=options
-    )
-    return result, producer.replies
+    return await send_whole(engine, channel, topic, stream_ctx, targets, producer, fl_ctx, optional, secure, options)
 
 
 def register_tensors(
@@ -121,5 +118,5 @@ def register_tensors(
     check_count(max_entries, "max_entries")
     check_count(max_bytes, "max_bytes")
     return engine.register_stream_processing(
-        channel, topic, EntryFactory(lambda: _TensorConsumer(on_state, engine.limiter, max_entries, max_bytes))
+        channel, topic, WholeFactory(lambda: _TensorConsumer(on_state, engine.limiter, max_entries, max_bytes))
     )

@@ -1,15 +1,17 @@
-"""A whole in parts: what the producers of all streamers do with replies."""
+"""A whole in parts: what all streamers do to send one, and with replies; and what makes their consumers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..arguments import check_timeout
 from ..context import FLContext, StreamContext
+from ..engine import StreamEngine
+from ..options import StreamOptions
 from ..shareable import ReturnCode, Shareable
-from ..streaming import ObjectProducer, Timeout
+from ..streaming import ConsumerFactory, ObjectConsumer, ObjectProducer, StreamResult, Timeout
 
 
 class WholeProducer(ObjectProducer):
@@ -52,3 +54,37 @@ class WholeProducer(ObjectProducer):
         self.replies.update((site, reply) for site, reply in replies.items() if last or site not in fine)
         # Not before a site has taken it: a value that is not None would call a stream that nobody took OK.
         return True if last and self._withdraw and fine else None
+
+
+async def send_whole(
+    engine: StreamEngine,
+    channel: str,
+    topic: str,
+    stream_ctx: StreamContext | None,
+    targets: Sequence[str],
+    producer: WholeProducer,
+    fl_ctx: FLContext,
+    optional: bool,
+    secure: bool,
+    options: StreamOptions,
+) -> tuple[StreamResult, dict[str, Shareable]]:
+    """Send a whole; return how the stream ended, and the replies that its producer has kept."""
+    context = {} if stream_ctx is None else stream_ctx
+    result = await engine.stream_objects(
+        channel, topic, context, targets, producer, fl_ctx, optional, secure, options=options
+    )
+    return result, producer.replies
+
+
+class WholeFactory(ConsumerFactory):
+    """Makes a consumer for each stream.
+
+    Args:
+        make: makes one.
+    """
+
+    def __init__(self, make: Callable[[], ObjectConsumer]) -> None:
+        self._make = make
+
+    async def get_consumer(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> ObjectConsumer:
+        return self._make()
