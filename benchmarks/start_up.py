@@ -1,27 +1,41 @@
-"""How long does ``import fanstream`` take, and what does it load?
+"""How long do ``import fanstream`` and the start of the first engine take, and what do they load?
 
-Each import is a new process, with its byte code in the cache; the clock starts when the interpreter is up. What
-fanstream stands on is imported too: the time beyond asyncio and pydantic, which it cannot do without, is the difference
-to theirs in the same round.
+Each is a new process, with its byte code in the cache; the clock starts when the interpreter is up. What fanstream
+stands on is imported too: the time beyond asyncio, anyio and msgspec, which it cannot do without, is the difference to
+theirs in the same round. The first engine needs its settings, and so pydantic.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
 
 from .harness.figures import MIB, add_rounds, arguments, say, spread
 
-BASE = "asyncio, pydantic"
-HEAVY = ["cryptography", "numpy", "pyarrow", "ssl", "torch", "trio", "uvloop"]
+IMPORT = "import fanstream"
+BASE = "import asyncio, anyio, anyio.lowlevel, msgspec"
+ENGINE = """import asyncio, fanstream
+async def main():
+    async with fanstream.StreamEngine("site-1"):
+        pass
+asyncio.run(main())"""
+STATEMENTS = {
+    IMPORT: IMPORT,
+    "import fanstream, and run an engine": ENGINE,
+    BASE: BASE,
+    "from pydantic import BaseModel": "from pydantic import BaseModel",
+    "import asyncio": "import asyncio",
+}
+HEAVY = ["cryptography", "numpy", "pyarrow", "pydantic", "ssl", "torch", "trio", "uvloop"]
 
 PROBE = """
 import json, sys, time
 before = set(sys.modules)
 started = time.perf_counter()
-import {module}
+{statement}
 seconds = time.perf_counter() - started
 loaded = sorted(set(sys.modules) - before)
 import resource
@@ -29,14 +43,15 @@ print(json.dumps([seconds, loaded, resource.getrusage(resource.RUSAGE_SELF).ru_m
 """
 
 
-def probe(module: str) -> tuple[float, list[str], int]:
-    """Import a module in a new process.
+def probe(statement: str) -> tuple[float, list[str], int]:
+    """Run a statement in a new process.
 
     Returns:
         The seconds it took, the names of the modules it loaded, and the process's peak memory in bytes.
     """
-    command = [sys.executable, "-c", PROBE.format(module=module)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", PROBE.format(statement=statement)]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # or each process would compile anew
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     seconds, loaded, peak = json.loads(done.stdout)
     return seconds, loaded, peak
 
@@ -48,19 +63,18 @@ def main() -> None:
     if options.quick:
         options.rounds = 1
 
-    modules = ["fanstream", BASE, "pydantic", "anyio", "msgspec", "asyncio"]
-    for module in modules:
-        probe(module)  # fills the cache
-    found: dict[str, list[tuple[float, list[str], int]]] = {module: [] for module in modules}
+    for statement in STATEMENTS.values():
+        probe(statement)  # fills the cache
+    found: dict[str, list[tuple[float, list[str], int]]] = {name: [] for name in STATEMENTS}
     for _ in range(options.rounds):
-        for module in modules:
-            found[module].append(probe(module))
+        for name, statement in STATEMENTS.items():
+            found[name].append(probe(statement))
 
     rows: list[dict[str, Any]] = []
-    for module, probes in found.items():
+    for name, probes in found.items():
         _, loaded, peak = probes[-1]
-        row: dict[str, Any] = {"import": module, "ms": spread(seconds * 1000 for seconds, _, _ in probes)}
-        if module == "fanstream":
+        row: dict[str, Any] = {"statement": name, "ms": spread(seconds * 1000 for seconds, _, _ in probes)}
+        if name == IMPORT:
             pairs = zip(probes, found[BASE], strict=True)
             row["ms_beyond_base"] = spread((own[0] - base[0]) * 1000 for own, base in pairs)
         row |= {"modules": len(loaded), "heavy": [name for name in HEAVY if name in loaded]}

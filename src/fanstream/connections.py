@@ -6,13 +6,13 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import anyio
 
 from . import transports
 from .errors import ConnectError, NameInUseError, RemoteProtocolError, TransportError
 from .link import Link
-from .options import EngineSettings
 from .protocol.bodies import Hello, Opening
 from .protocol.core import LinkCore, Refusal, Surroundings
 from .protocol.events import Opened, PresenceChanged
@@ -26,6 +26,9 @@ from .transports import memory
 from .transports.addresses import Address
 from .transports.base import Listener, Wire
 from .transports.memory import LOCAL, MemoryListener, network_now, watch
+
+if TYPE_CHECKING:
+    from .options import EngineSettings
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
@@ -21,7 +21,6 @@ from .deadlines import Deadline
 from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
 from .incoming import Handling, IncomingStream
-from .options import EngineSettings, StreamOptions
 from .outgoing import OutgoingStream, Work
 from .producing import ProducerRun
 from .protocol.bodies import Opening
@@ -32,6 +31,9 @@ from .shareable import ReturnCode
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult
 from .tasks import Tasks
 from .transports.addresses import Address, parse_all
+
+if TYPE_CHECKING:
+    from .options import EngineSettings, StreamOptions
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ class StreamEngine(StreamableEngine):
         connect: str | Sequence[str] | None = None,
         settings: EngineSettings | None = None,
     ) -> None:
+        from .options import EngineSettings
+
         self.name = check_site(site_name, "site_name")
         self._listen = parse_all(listen, "listen")
         self._connect = parse_all(connect, "connect")
@@ -296,6 +300,8 @@ class StreamEngine(StreamableEngine):
         optional: bool,
         secure: bool,
     ) -> tuple[OutgoingStream, bytes]:
+        from .options import StreamOptions
+
         self._check_running()
         check_address(channel, "channel")
         check_address(topic, "topic")
@@ -353,6 +359,8 @@ class StreamEngine(StreamableEngine):
             ClosedError: the engine is not running.
             Exception: whatever the producer raised, as itself.
         """
+        from .options import StreamOptions
+
         options = options or StreamOptions()
         stream, body = self._prepare(channel, topic, stream_ctx, targets, fl_ctx, options, optional, secure)
         made = as_producer(producer, window=options.window, timeout=options.timeout, limiter=self.limiter)
@@ -417,6 +425,8 @@ class StreamEngine(StreamableEngine):
 
         Leaving the block ends the stream, with an exception it aborts it; ``stream.result`` is there afterwards.
         """
+        from .options import StreamOptions
+
         options = options or StreamOptions(window=64)
         fl_ctx = fl_ctx if fl_ctx is not None else self.new_context()
         context = {} if stream_ctx is None else stream_ctx

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
 from .arguments import check_timeout
 from .context import FLContext, StreamContext
-from .options import StreamOptions
 from .outgoing import OutgoingStream
 from .protocol.gather import Flight
 from .shareable import ReturnCode, Shareable, make_reply
 from .streaming import ConsumerFactory, ObjectConsumer, Registration, StreamResult, Timeout
+
+if TYPE_CHECKING:
+    from .options import StreamOptions
 
 
 class OpenStream:

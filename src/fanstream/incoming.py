@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
@@ -18,12 +18,14 @@ from .codec import Codec, Encoded
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import CodecError
-from .options import EngineSettings
 from .protocol.events import Aborted, EndAnnounced, Event, Lost, ObjectArrived
 from .protocol.legs import ReceiverLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import ConsumerFactory, ObjectConsumer
 from .wakeup import Face
+
+if TYPE_CHECKING:
+    from .options import EngineSettings
 
 _log = logging.getLogger(__name__)
 
@@ -349,7 +351,7 @@ class IncomingStream:
 
     def _report(self, exc: BaseException, what: str) -> _SiteFailureError:
         """Log a failure of the application's code; make what the opener is told: no details, a number to ask for."""
-        correlation = secrets.token_hex(4)
+        correlation = os.urandom(4).hex()
         opening = self._leg.opening
         _log.error(
             "%s failed on stream %s of %s (%s/%s), correlation id %s",

@@ -1,69 +1,32 @@
 """What can be set: per stream (StreamOptions), per engine (EngineSettings), and the limits that protect it (Limits).
 
-All are frozen, refuse unknown keys, and are read once at the edge. Sizes are in bytes, times in seconds. Network tells
-which windows keep a link full.
+All are frozen, refuse unknown keys, and are read once at the edge. Sizes are in bytes, times in seconds.
+
+What runs on these models gets them handed in, and imports this module no sooner than it makes or checks one: pydantic
+takes longer to load than all the rest of ``import fanstream``.
 """
 
-from __future__ import annotations
-
-import math
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from .arguments import LONGEST_TIMEOUT, check_count
+from .arguments import LONGEST_TIMEOUT
+from .policies import Gather, Straggler
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 
+WIDEST: Final = 4096  # objects: the largest window
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
 _LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
-_WIDEST: Final = 4096  # objects: the largest window
-_UNASKED: Final = 64 * KIB  # protocol.frames.SMALL_OBJECT: larger ones wait for a GRANT, save in lock step
-LEAST_ASIDE: Final = 4  # objects: for fewer nothing is set aside
-ASIDE: Final = 4  # what of a site's share may be set aside for one stream: one part in so many
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Quorum:
-    """A gather that is complete once *k* sites have replied.
-
-    Raises:
-        ValueError: *k* is not a positive whole number.
-    """
-
-    k: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
-            raise ValueError(f"Quorum: k is {self.k!r}, expected a whole number of at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """A straggler policy: drop a site after *n* objects in a row that it did not answer in time.
-
-    Raises:
-        ValueError: *n* is not a positive whole number.
-    """
-
-    n: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
-            raise ValueError(f"Drop: n is {self.n!r}, expected a whole number of at least 1")
-
-
-Gather = Literal["all", "first"] | Quorum
-Straggler = Literal["wait"] | Drop
 
 
 class StreamOptions(_Frozen):
@@ -87,10 +50,10 @@ class StreamOptions(_Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
 
-    window: Annotated[int, Field(ge=1, le=_WIDEST)] = 1
+    window: Annotated[int, Field(ge=1, le=WIDEST)] = 1
     gather: Gather = "all"
     straggler: Straggler = "wait"
-    max_lag: Annotated[int, Field(ge=0, le=_WIDEST)] | None = None
+    max_lag: Annotated[int, Field(ge=0, le=WIDEST)] | None = None
     stall_timeout: Seconds = 60.0
     end_timeout: Seconds = 10.0
     connect_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -186,7 +149,7 @@ class EngineSettings(_Frozen):
         workers: threads for synchronous producers and consumers.
     """
 
-    limits: Limits = Limits()
+    limits: Limits = Field(default_factory=Limits)
     heartbeat: Seconds = 7.0
     silence: Seconds = 15.0
     probe_timeout: Seconds = 2.0
@@ -226,161 +189,3 @@ class EngineSettings(_Frozen):
         if props > self.limits.opening:
             raise ValueError(f"public_props have {props} bytes, more than limits.opening of {self.limits.opening}")
         return self
-
-
-class Network(_Frozen):
-    """The line between an opener and its sites: says which windows keep it full, and what rate given ones reach.
-
-    It reckons with the line alone: what a producer, a consumer or a processor takes comes on top.
-
-    Attributes:
-        bandwidth: what leaves the opener, in bytes per second; the sites of a stream share it. Where each site's own
-            line carries less than its share, give that, and one site.
-        round_trip: there and back, in seconds.
-    """
-
-    bandwidth: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    round_trip: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-    def advise(self, *, object_size: int, sites: int = 1, memory: int | None = None) -> Estimate:
-        """Say which settings keep the line full, or as full as *memory* lets them.
-
-        Args:
-            object_size: of one object, envelope and buffers together, in bytes.
-            sites: how many sites the stream goes to.
-            memory: bytes that its objects may take, at the opener and at each site.
-
-        Returns:
-            The smallest window that does it, and limits no smaller than the defaults.
-
-        Raises:
-            TypeError, ValueError: an argument is nonsense, or *memory* does not hold one object.
-        """
-        check_count(object_size, "object_size", least=1)
-        check_count(sites, "sites", least=1)
-        share = self.bandwidth / sites
-        window = math.ceil(1 + share * self.round_trip / object_size)
-        if memory is not None:
-            check_count(memory, "memory", least=1)
-            if memory < object_size:
-                raise ValueError(f"memory is {memory} bytes, less than one object of {object_size}")
-            window = min(window, memory // object_size)
-        options = StreamOptions(window=min(window, _WIDEST))
-        # Credit comes back by halves: while one half is acknowledged, the other has to last.
-        wire = _round_up(2 * share * self.round_trip)
-        # One more: a size given without its envelope still fits.
-        held = _round_up(max(options.window + 1, LEAST_ASIDE) * object_size)
-        least = Limits()
-        limits = Limits(
-            window=max(least.window, wire),
-            origin_bytes=max(least.origin_bytes, ASIDE * held),  # so that none of them waits for a grant
-            engine_bytes=max(least.engine_bytes, ASIDE * held),
-        )
-        return self.estimate(object_size=object_size, sites=sites, options=options, limits=limits)
-
-    def estimate(
-        self,
-        *,
-        object_size: int,
-        sites: int = 1,
-        options: StreamOptions = StreamOptions(),  # noqa: B008 - frozen, so all calls may share one
-        limits: Limits = Limits(),  # noqa: B008
-    ) -> Estimate:
-        """Say what given settings reach.
-
-        Args:
-            object_size: of one object, envelope and buffers together, in bytes.
-            sites: how many sites the stream goes to.
-            options: the stream's.
-            limits: those of the sites' engines.
-
-        Raises:
-            TypeError, ValueError: an argument is nonsense, or the limits do not take such a stream.
-        """
-        check_count(object_size, "object_size", least=1)
-        check_count(sites, "sites", least=1)
-        if object_size > limits.object:
-            raise ValueError(f"object_size is {object_size} bytes, more than limits.object of {limits.object}")
-        if options.backlog > limits.backlog:
-            raise ValueError(
-                f"options let {options.backlog} objects go unanswered, more than limits.backlog of {limits.backlog}"
-            )
-        share = self.bandwidth / sites
-        flow = min(share, limits.window / (self.round_trip + limits.window / 2 / share))
-        ahead = min(object_size, limits.window)
-        transfer = ahead / share + (object_size - ahead) / flow
-        bounds = {
-            "bandwidth": share / object_size,
-            "Limits.window": flow / object_size,
-            "StreamOptions.window": options.window
-            / (self.round_trip * _round_trips(object_size, options.window, limits) + transfer),
-        }
-        held = options.window
-        if object_size > _UNASKED:
-            room = max(1, limits.origin_bytes // object_size)
-            held = min(held, room)
-            bounds["Limits.origin_bytes"] = room / (self.round_trip + transfer)
-        rate = min(bounds.values())
-        bound = next(name for name, value in bounds.items() if math.isclose(value, rate))
-        return Estimate(
-            options=options,
-            limits=limits,
-            rate=rate,
-            throughput=rate * object_size * sites,
-            bound=bound,
-            utilisation=rate / bounds["bandwidth"],
-            opener_memory=options.window * object_size,
-            site_memory=held * object_size,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What settings reach on a network.
-
-    Attributes:
-        options: for ``stream_objects``.
-        limits: for the ``EngineSettings`` of each site.
-        rate: objects per second, to each site.
-        throughput: bytes per second, to all sites together.
-        bound: what to raise for more: ``"bandwidth"`` of the network, or the setting's name.
-        utilisation: the part of the bandwidth that is used, from 0 to 1.
-        opener_memory: bytes of the objects in flight; the same for any number of sites.
-        site_memory: bytes of the objects that one site holds.
-    """
-
-    options: StreamOptions
-    limits: Limits
-    rate: float
-    throughput: float
-    bound: str
-    utilisation: float
-    opener_memory: int
-    site_memory: int
-
-    def __str__(self) -> str:
-        return (
-            f"a window of {self.options.window} and {_readable(self.limits.window)} on the wire: "
-            f"{self.rate:,.4g} objects/s to each site, {self.throughput / 1e6:,.4g} MB/s in all, "
-            f"{self.utilisation:.0%} of the bandwidth, bound by {self.bound}; "
-            f"{_readable(self.opener_memory)} at the opener, {_readable(self.site_memory)} at each site"
-        )
-
-
-def _round_trips(object_size: int, window: int, limits: Limits) -> float:
-    """Return how many round trips an object takes: one for its reply, and one more if it waits for a GRANT."""
-    if object_size <= _UNASKED or window == 1:
-        return 1
-    ahead = limits.origin_bytes // ASIDE // object_size  # of a window; the others ask
-    return 2 - min(1, ahead / window) if ahead >= LEAST_ASIDE else 2
-
-
-def _round_up(size: float) -> int:
-    return math.ceil(size / MIB) * MIB
-
-
-def _readable(size: float) -> str:
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.4g} {name}"
-    return f"{size:.4g} bytes"

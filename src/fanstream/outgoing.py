@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
@@ -16,7 +16,7 @@ from .codec import Codec
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import ClosedError, CodecError, LocalProtocolError
-from .options import Drop, EngineSettings, StreamOptions
+from .policies import Drop
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore
 from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArrived
@@ -26,6 +26,9 @@ from .protocol.legs import OpenerLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import SiteResult, StreamResult
 from .wakeup import Face, Wakeup
+
+if TYPE_CHECKING:
+    from .options import EngineSettings, StreamOptions
 
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
 

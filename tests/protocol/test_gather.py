@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanstream.options import Quorum
+from fanstream.policies import Quorum
 from fanstream.protocol.gather import Arrived, Flight, Gathering, Outcome, Standing
 from fanstream.shareable import ReturnCode, Shareable
 

@@ -11,7 +11,8 @@ import pytest
 from fanstream import EngineSettings, Shareable, StreamOptions, StreamResult, make_reply
 from fanstream.codec.memory import Memory
 from fanstream.deadlines import Deadline
-from fanstream.options import Drop, Limits
+from fanstream.options import Limits
+from fanstream.policies import Drop
 from fanstream.protocol import bodies
 from fanstream.protocol.events import ObjectArrived, Opened
 from fanstream.protocol.frames import FrameType, pack

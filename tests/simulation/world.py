@@ -20,8 +20,9 @@ from fanstream import (
     StreamOptions,
     StreamResult,
 )
-from fanstream.options import Drop, Limits, Quorum
+from fanstream.options import Limits
 from fanstream.outgoing import OutgoingStream
+from fanstream.policies import Drop, Quorum
 from fanstream.protocol.legs import OpenerLeg
 from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
 from tests.simulation.actors import ENGINES_OWN, Actors, Factory, ScriptedError

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
 from ..errors import CodecError
-from ..options import Limits
 from ..shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from . import tags
 from .decode import Reader, make_shareable
@@ -17,6 +16,9 @@ from .faults import Fault
 from .memory import Memory
 from .scan import count_nodes
 from .types import TypeRegistry, default_types
+
+if TYPE_CHECKING:
+    from ..options import Limits
 
 _HEADERS: Final = ReservedHeaderKey.HEADERS
 
@@ -108,7 +110,7 @@ class Codec:
 
     Args:
         limits: what an object may hold, in both directions: ``envelope``, ``depth``, ``nodes``, ``buffers``, ``object``
-            and ``inline``; and ``idle_memory``.
+            and ``inline``; and ``idle_memory``. None means the defaults.
         types: the application's types.
 
     Attributes:
@@ -119,9 +121,13 @@ class Codec:
 
     def __init__(
         self,
-        limits: Limits = Limits(),  # noqa: B008  # frozen, so all calls may share one
+        limits: Limits | None = None,
         types: TypeRegistry = default_types,
     ) -> None:
+        if limits is None:
+            from ..options import Limits
+
+            limits = Limits()
         self._limits = limits
         self._types = types
         self.memory = Memory(limits.idle_memory)

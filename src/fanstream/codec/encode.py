@@ -6,14 +6,16 @@ import datetime as dt
 import sys
 from collections.abc import Callable, Iterable
 from enum import Enum, StrEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ..options import Limits
 from ..shareable import ReservedHeaderKey, ReturnCode, Shareable
 from . import tags, times
 from .faults import Fault, key_step, name_step, type_name
 from .hashes import check_spread
 from .types import TypeRegistry, is_numpy_scalar
+
+if TYPE_CHECKING:
+    from ..options import Limits
 
 Step = Callable[[Any], str]  # names an entry of a container, for error messages
 Node = Any  # None, bool, int, float, str, bytes, a dict of nodes, or a list that begins with a tag

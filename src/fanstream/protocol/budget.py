@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
+
+LEAST_ASIDE: Final = 4
+"""Objects: for fewer nothing is set aside."""
+ASIDE: Final = 4
+"""What of a site's share may be set aside for one stream: one part in so many."""
 
 
 class Holder(Protocol):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..options import ASIDE, EngineSettings
 from ..shareable import ReturnCode
 from . import bodies
-from .budget import Budget
+from .budget import ASIDE, Budget
 from .events import Event, Lost, Opened
 from .frames import MAX_ALIAS, NO_STREAM, PAYLOAD_SIZE, U32, Flag, FrameType, pack
 from .inbound import Decoder, Inbound
@@ -20,6 +19,9 @@ from .relay import RelayLeg, RelayPool
 from .relay import join as join_relays
 from .sending import Buffer, Outbound, Scheduler
 from .session import Session
+
+if TYPE_CHECKING:
+    from ..options import EngineSettings
 
 _SLOWEST: Final = 16 * 1024  # bytes per second; a link that carries less cannot carry a CHUNK within any patience
 _LINK_TYPES: Final = 16  # below it, a frame concerns the link

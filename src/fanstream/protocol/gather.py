@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum, StrEnum, auto
 from typing import Any, Final, Literal
 
-from ..options import Quorum
+from ..policies import Quorum
 from ..shareable import ReturnCode, Shareable, make_reply
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
-from ..options import Limits
 from .budget import Budget
 from .frames import PAYLOAD, PAYLOAD_SIZE, SMALL_OBJECT, Flag, FrameType, pack
 from .sending import Scheduler
+
+if TYPE_CHECKING:
+    from ..options import Limits
 
 
 class Decoding(Protocol):

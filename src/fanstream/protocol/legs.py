@@ -8,9 +8,9 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..options import LEAST_ASIDE
 from ..shareable import ReturnCode
 from . import bodies
+from .budget import LEAST_ASIDE
 from .events import Aborted, EndAnnounced, Ended, EndingBegun, Lost, ObjectArrived, Refused, ReplyArrived
 from .frames import SMALL_OBJECT, Flag, FrameType, pack
 from .inbound import UNCHARGED, Inbound

@@ -1,0 +1,17 @@
+"""A policy of no positive whole number is refused where it is made."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from fanstream import Drop, Quorum
+
+
+@pytest.mark.parametrize(("kind", "field"), [(Quorum, "k"), (Drop, "n")])
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, "1", None])
+def test_a_quorum_or_a_drop_of_no_positive_number_is_refused(kind: type[Any], field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {re.escape(repr(value))}, expected a whole number"):
+        kind(value)
