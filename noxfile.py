@@ -107,6 +107,13 @@ def simulate(session: nox.Session) -> None:
     session.run("python", "-m", "tests.simulation", *session.posargs, env={"PYTHONHASHSEED": "0"})
 
 
+@nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Fuzz the decoders; `-- --runs 1000000 --target envelope` for one of them."""
+    session.install(".[arrow]", *group("fuzz"))
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
 @nox.session(python=PYTHONS[0])
 def lint(session: nox.Session) -> None:
     """Check style, format and the direction of imports; `nox -s lint -- --fix` mends what can be mended."""
