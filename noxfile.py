@@ -115,6 +115,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def processes(session: nox.Session) -> None:
+    """Kill and freeze real processes hundreds of times; `-- --kills 20 --scenario hub_killed` for less."""
+    session.install(".", *group("test"))
+    session.run("python", "-m", "tests.processes", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
 def lint(session: nox.Session) -> None:
     """Check style, format and the direction of imports; `nox -s lint -- --fix` mends what can be mended."""
     session.install(*group("lint"))

@@ -1,0 +1,149 @@
+"""What is done to processes that stream, and what has to hold afterwards.
+
+Each scenario is one stream of its own run number in a lab that goes on; it raises an AssertionError for what does not
+hold. Whether a broken stream goes on or ends, the account has to add up, what was acknowledged has to have happened,
+and nothing may happen twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any, Final
+
+import anyio
+
+from .lab import Lab, Process
+
+SITES: Final = ("site-1", "site-2")
+OBJECTS: Final = 60
+
+
+async def _begin(lab: Lab, opener: Process, run: int, **how: Any) -> None:
+    """Begin a stream to both sites."""
+    await opener.tell("stream", run=run, targets=list(SITES), objects=OBJECTS, **how)
+    await opener.hear("begun", lambda told: told == run)
+
+
+async def _reach(lab: Lab, site: str, run: int, rng: Random) -> None:
+    """Wait until a site has come to some object of a stream, and a moment longer."""
+    n = rng.randrange(OBJECTS // 2)
+    await lab.processes[site].hear("consumed", lambda told: told[0] == run and told[1] >= n)
+    await anyio.sleep(rng.uniform(0, 0.01))
+
+
+async def _recovered(lab: Lab, opener: Process, run: int) -> None:
+    """A further stream to all sites is whole."""
+    await opener.tell("stream", run=-run, targets=list(SITES), objects=5)
+    result = await opener.result(-run)
+    assert result.get("complete"), f"run {run}: afterwards, {result}"
+
+
+def _check_account(result: dict[str, Any], run: int) -> None:
+    assert "error" not in result, f"run {run}: {result}"
+    for site, account in result["sites"].items():
+        total = sum(number for outcome, number in account.items() if outcome != "rc")
+        assert total == result["objects"], f"run {run}: {site} has {account} for {result['objects']} objects"
+
+
+def check_effects(lab: Lab, opener: str, run: int, *, redelivered: int = 1) -> dict[str, list[int]]:
+    """Check the logs of one stream.
+
+    Args:
+        lab: where they are.
+        opener: who logged the replies.
+        run: the stream.
+        redelivered: how many objects may have been consumed by two lives of a site.
+
+    Returns:
+        What each site has consumed, in order.
+    """
+    consumed: dict[str, list[int]] = {}
+    for site in SITES:
+        entries = [entry for entry in lab.logged(site, "consumed") if entry["consumed"][0] == run]
+        assert all(entry["whole"] for entry in entries), f"run {run}: damaged at {site}"
+        consumed[site] = numbers = [entry["consumed"][1] for entry in entries]
+        for life in {entry["life"] for entry in entries}:
+            of_life = [entry["consumed"][1] for entry in entries if entry["life"] == life]
+            assert of_life == sorted(set(of_life)), f"run {run}: {site} consumed {of_life} in one life"
+        twice = sum(count - 1 for count in Counter(numbers).values())
+        assert twice <= redelivered, f"run {run}: {site} consumed {twice} objects twice"
+    for entry in lab.logged(opener, "replied"):
+        if entry["replied"][0] != run:
+            continue
+        n = entry["replied"][1]
+        for site, (rc, answer) in entry["answers"].items():
+            if rc == "OK":
+                assert answer == n, f"run {run}: {site} answered {answer} to object {n}"
+                assert n in consumed[site], f"run {run}: {site} acknowledged object {n}, and has not consumed it"
+    return consumed
+
+
+async def receiver_killed(lab: Lab, run: int, rng: Random) -> None:
+    """A site is killed; it comes back as another."""
+    opener = lab.processes["hub" if run % 2 else "opener"]
+    await _begin(lab, opener, run, window=rng.choice([1, 4, 16]), timeout=5.0)
+    await _reach(lab, "site-1", run, rng)
+    await lab.processes["site-1"].kill()
+    await lab.start("site-1")
+    result = await opener.result(run)
+    _check_account(result, run)
+    assert result["sites"]["site-2"] == {"rc": "OK", "replied": result["objects"]}, f"run {run}: {result}"
+    consumed = check_effects(lab, opener.name, run)
+    assert consumed["site-2"] == list(range(OBJECTS)), f"run {run}: the other site was to be left alone"
+    await _recovered(lab, opener, run)
+
+
+async def opener_killed(lab: Lab, run: int, rng: Random) -> None:
+    """The opener is killed, and comes back as another: its streams end at the sites."""
+    await _begin(lab, lab.processes["opener"], run, window=rng.choice([1, 4, 16]))
+    await _reach(lab, "site-1", run, rng)
+    await lab.processes["opener"].kill()
+    opener = await lab.start("opener")
+    for site in SITES:
+        # A site to which nothing had come yet has nothing to end.
+        begun = any(entry["consumed"][0] == run for entry in lab.logged(site, "consumed"))
+        if begun:
+            await lab.processes[site].hear("ended", lambda told: told == run)
+    await _recovered(lab, opener, run)
+    check_effects(lab, "opener", run, redelivered=0)
+    for site in SITES:
+        ends = [entry["rc"] for entry in lab.logged(site, "ended") if entry["ended"] == run]
+        assert ends in ([], ["COMMUNICATION_ERROR"]), f"run {run}: ended at {site} as {ends}"
+
+
+async def hub_killed(lab: Lab, run: int, rng: Random) -> None:
+    """The hub is killed, and comes back: a stream through it goes on, or ends; nothing happens twice."""
+    opener = lab.processes["opener"]
+    await _begin(lab, opener, run, window=rng.choice([1, 4, 16]), timeout=5.0)
+    await _reach(lab, "site-1", run, rng)
+    await lab.processes["hub"].kill()
+    await lab.start("hub")
+    result = await opener.result(run)
+    _check_account(result, run)
+    check_effects(lab, "opener", run, redelivered=0)
+    await _recovered(lab, opener, run)
+
+
+async def receiver_frozen(lab: Lab, run: int, rng: Random) -> None:
+    """A site freezes: it is noticed in time, and once it thaws it is reached again."""
+    opener = lab.processes["hub" if run % 2 else "opener"]
+    hub, site = lab.processes["hub"], lab.processes["site-1"]
+    await _begin(lab, opener, run, window=4, timeout=5.0)
+    await _reach(lab, "site-1", run, rng)
+    before = len(hub.heard)
+    site.freeze()
+    await hub.hear("left", lambda told: told == "site-1", after=before)
+    site.thaw()
+    result = await opener.result(run)
+    _check_account(result, run)
+    assert result["sites"]["site-2"] == {"rc": "OK", "replied": result["objects"]}, f"run {run}: {result}"
+    check_effects(lab, opener.name, run, redelivered=0)
+    await _recovered(lab, opener, run)
+
+
+Scenario = Callable[[Lab, int, Random], Awaitable[None]]
+SCENARIOS: Final[dict[str, Scenario]] = {
+    scenario.__name__: scenario for scenario in (receiver_killed, opener_killed, hub_killed, receiver_frozen)
+}
