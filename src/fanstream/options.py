@@ -132,7 +132,7 @@ class EngineSettings(_Frozen):
 
     Attributes:
         limits: what peers may make it hold, parse or wait for.
-        heartbeat: a link that has sent nothing for so long sends a PING.
+        heartbeat: a link that has sent nothing for so long sends a PING; the side that accepted leaves it to the other.
         silence: a link that has received nothing for so long is closed; any byte is life.
         probe_timeout: how long an old link may take to answer when another incarnation claims its name.
         registration_grace: how long an incoming stream waits for its channel and topic to be registered.

@@ -167,6 +167,37 @@ def test_an_idle_link_beats_and_the_beat_is_answered() -> None:
     assert left.core.session.last_received == 5
 
 
+def test_one_side_beats_and_the_other_takes_that_for_its_own() -> None:
+    pair = dialler, listener = linked(surroundings(heartbeat=4, silence=16), surroundings(heartbeat=4, silence=16))
+    beats = {dialler: 0, listener: 0}
+    for now in range(1, 101):
+        for side in pair:
+            before = side.core.session.last_sent
+            if side.core.next_deadline() <= now:
+                assert side.core.handle_timeout(now) == []
+                beats[side] += side.core.session.last_sent > before
+        pump(pair, now=now)
+    assert beats == {dialler: 25, listener: 0}
+
+
+def test_a_side_that_accepted_beats_itself_where_the_other_only_listens() -> None:
+    _, listener = linked(right=surroundings(heartbeat=4, silence=16))
+    assert listener.core.next_deadline() == 4 + 12 / 4
+    listener.core.handle_timeout(7)
+    assert listener.output(7) != b""
+
+
+def test_links_whose_last_words_differ_a_little_beat_at_the_same_moment() -> None:
+    moments = set()
+    for spoken in (1.0, 1.1, 1.2):
+        left, _ = linked(surroundings(heartbeat=8, silence=16))
+        left.core.session.last_sent = spoken
+        moments.add(left.core.next_deadline())
+        left.core.handle_timeout(left.core.next_deadline())
+        assert left.output(9) != b""
+    assert moments == {9.0}
+
+
 def test_a_silent_peer_is_noticed() -> None:
     left, _ = linked(surroundings(heartbeat=5, silence=15))
     left.core.handle_timeout(5)

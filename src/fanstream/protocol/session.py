@@ -15,6 +15,8 @@ from .sending import Scheduler
 
 _PING: Final = pack(FrameType.PING)
 _INCARNATION_SIZE: Final = 16
+_TICKS: Final = 16  # in one heartbeat: links whose heartbeats fall into the same tick are served by one wake-up
+_PATIENCE: Final = 4  # what of the time between heartbeat and silence the side that accepted waits for the other's PING
 
 
 class SessionState(Enum):
@@ -57,7 +59,9 @@ class Session:
         self._me = me
         self._scheduler = scheduler
         self._events = events
-        self._heartbeat = heartbeat
+        # Each PING is answered, and the answer is a sign of life too: so one side's PINGs are enough.
+        self._quiet = heartbeat if dialler else heartbeat + (silence - heartbeat) / _PATIENCE
+        self._tick = heartbeat / _TICKS
         self._silence = silence
         self._hello_deadline = now + hello_timeout
         self._dialler = dialler
@@ -170,7 +174,12 @@ class Session:
         """Return when ``handle_timeout`` is to be called at the latest."""
         if self.state in (SessionState.GREETING, SessionState.ADMITTING):
             return self._hello_deadline
-        return min(self.last_received + self._silence, self.last_sent + self._heartbeat)
+        return min(self.last_received + self._silence, self._beat())
+
+    def _beat(self) -> float:
+        """Return when a heartbeat is due: early enough, and at a moment that other links have in common with this."""
+        due = self.last_sent + self._quiet
+        return due - due % self._tick
 
     def handle_timeout(self, now: float) -> None:
         """Send a heartbeat if it is due; notice a peer that has fallen silent."""
@@ -181,6 +190,6 @@ class Session:
         # Compared as next_deadline() adds them up: rounding must not make a moment come and not be due.
         if now >= self.last_received + self._silence:
             self._events.append(Silent(now - self.last_received))
-        elif now >= self.last_sent + self._heartbeat:
+        elif now >= self._beat():
             self.last_sent = now
             self.ping()
