@@ -145,10 +145,10 @@ class Federation:
             if len(engine.deadlines) > len(engine._links) + (engine._sweep is not None):
                 found.append(f"{engine.name}: {len(engine.deadlines)} deadlines, {len(engine._links)} links")
             shared, greeting = engine._links._shared, engine._links._half_open
-            if shared.budget.used or shared.relays.used or greeting:
+            if shared.budget.used or shared.budget.standing or shared.relays.used or greeting:
                 found.append(
-                    f"{engine.name}: {shared.budget.used} bytes reserved, {shared.relays.used} bytes for relays, "
-                    f"{greeting} links that have not greeted"
+                    f"{engine.name}: {shared.budget.used} bytes reserved, {shared.budget.standing} standing, "
+                    f"{shared.relays.used} bytes for relays, {greeting} links that have not greeted"
                 )
         return found
 

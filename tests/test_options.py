@@ -41,9 +41,12 @@ LIMITS: dict[str, list[tuple[Any, str]]] = {
     "nodes": [(0, "1 .*=0")],
     "inline": [(-1, "0 .*=-1"), (64 * KIB + 1, "65536 .*=65537")],
     "streams": [(0, "1 .*=0")],
+    "resets": [(0, "1 .*=0"), (1_000_001, "1000000 .*=1000001")],
+    "reset_window": NOT_SECONDS,
     "backlog": [(1, "2 .*=1"), (2**63, f"{2**63 - 1} .*={2**63}")],
     "origin_bytes": [(64 * KIB - 1, "65536 .*=65535")],
     "engine_bytes": [(64 * KIB - 1, "65536 .*=65535"), (MIB, "1048576, less than origin_bytes of 268435456")],
+    "unasked_bytes": [(MIB - 1, "1048576 .*=1048575")],
     "idle_memory": [(-1, "0 .*=-1")],
     "window": [
         (64 * KIB - 1, "65536 .*=65535"),

@@ -16,6 +16,7 @@ from .link import Link
 from .protocol.bodies import Hello, Opening
 from .protocol.core import LinkCore, Refusal, Surroundings
 from .protocol.events import Opened, PresenceChanged
+from .protocol.frames import MAGIC
 from .protocol.inbound import Decoder
 from .protocol.relay import FIRST_WINDOW
 from .protocol.session import SessionState
@@ -78,7 +79,15 @@ class Connections:
         self._unwatch: Callable[[], object] = lambda: None
         limits = settings.limits
         self._hello = Hello(
-            name, os.urandom(16), bool(listen), limits.frame, limits.window, FIRST_WINDOW, limits.backlog
+            name,
+            os.urandom(16),
+            bool(listen),
+            limits.frame,
+            limits.window,
+            FIRST_WINDOW,
+            limits.backlog,
+            [],
+            MAGIC,
         )
         self._shared = Surroundings.make(settings, decoder, self._route)
 

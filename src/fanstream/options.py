@@ -82,9 +82,13 @@ class Limits(_Frozen):
         nodes: values in one object's envelope, as msgpack counts them: keys and descriptors too.
         inline: bytes up to which a buffer travels inside the envelope.
         streams: open streams of one origin site.
+        resets: streams that one origin site may abort within *reset_window* before their first object was consumed.
+        reset_window: the time within which they count.
         backlog: unanswered objects of one incoming stream.
         origin_bytes: bytes reserved for one origin site's objects.
         engine_bytes: bytes reserved for all objects of this engine.
+        unasked_bytes: bytes of one origin site's objects of up to 64 KiB, which come unasked and are not consumed yet;
+            of all sites, *engine_bytes*, or as much if that is more. A stream that goes beyond is refused.
         idle_memory: bytes of received arrays that nobody holds any more, kept for the next ones.
         window: bytes in flight of one stream between two engines (the wire window).
         relay_window: bytes in flight of one stream that a hub only forwards.
@@ -106,9 +110,12 @@ class Limits(_Frozen):
     nodes: Annotated[int, Field(ge=1)] = 20_000
     inline: Annotated[int, Field(ge=0, le=64 * KIB)] = 4 * KIB
     streams: Annotated[int, Field(ge=1)] = 4096
+    resets: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    reset_window: Seconds = 30.0
     backlog: Annotated[int, Field(ge=2, le=_LARGEST)] = 8192
     origin_bytes: Annotated[int, Field(ge=64 * KIB)] = 256 * MIB
     engine_bytes: Annotated[int, Field(ge=64 * KIB)] = GIB
+    unasked_bytes: Annotated[int, Field(ge=MIB)] = 256 * MIB
     idle_memory: Annotated[int, Field(ge=0)] = GIB
     window: Annotated[int, Field(ge=64 * KIB, le=_LARGEST)] = 32 * MIB
     relay_window: Annotated[int, Field(ge=64 * KIB, le=_LARGEST)] = 2 * MIB

@@ -11,6 +11,7 @@ from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
 from fanstream.protocol.core import LinkCore, Refusal, Route, Surroundings
 from fanstream.protocol.events import Event, Opened
+from fanstream.protocol.frames import MAGIC
 from fanstream.protocol.legs import OpenerLeg, ReceiverLeg
 from fanstream.protocol.relay import FIRST_WINDOW
 from fanstream.shareable import Shareable
@@ -34,7 +35,15 @@ class Side:
         shared = shared or surroundings()
         limits = shared.settings.limits
         hello = bodies.Hello(
-            name, name.encode().ljust(16, b"."), hub, limits.frame, limits.window, FIRST_WINDOW, limits.backlog
+            name,
+            name.encode().ljust(16, b"."),
+            hub,
+            limits.frame,
+            limits.window,
+            FIRST_WINDOW,
+            limits.backlog,
+            [],
+            MAGIC,
         )
         self.name = name
         self.shared = shared
@@ -118,3 +127,33 @@ def small_limits(**limits: Any) -> Callable[[], Surroundings]:
     """Make surroundings with small frames and windows."""
     values = {"frame": 4096, "window": 64 * 1024, **limits}
     return lambda: surroundings(limits=Limits(**values))
+
+
+class Hub:
+    """Three cores and one more: a server, a hub with a link to each side, and a site."""
+
+    def __init__(self) -> None:
+        self.shared = surroundings(self.route, limits=Limits(relay_window=256 * 1024))
+        self.server = Side("server", dialler=True)
+        self.near = Side("hub", dialler=False, shared=self.shared, hub=True)
+        self.far = Side("hub", dialler=False, shared=self.shared, hub=True)
+        self.site = Side("site-1", dialler=True)
+        self.pairs: tuple[Pair, ...] = (connect(self.server, self.near), connect(self.site, self.far))
+
+    def route(self, core: LinkCore, opening: bodies.Opening, target: str) -> LinkCore | Refusal | None:
+        if target == "site-1":
+            return self.far.core
+        return Refusal("COMMUNICATION_ERROR", f"no {target} here")
+
+    def pump(self, step: int = 1 << 20) -> None:
+        pump(*self.pairs, step=step)
+
+    def stream(self) -> tuple[OpenerLeg, ReceiverLeg]:
+        leg = self.server.core.open(opening(), 0, b"ctx")
+        self.pump()
+        return leg, self.site.take(Opened).leg
+
+    def assert_no_route(self) -> None:
+        assert (self.near.core.legs, self.far.core.legs) == ({}, {})
+        assert self.shared.relays.used == 0
+        assert (self.server.core.legs, self.site.core.legs) == ({}, {})

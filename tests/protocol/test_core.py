@@ -25,11 +25,12 @@ from fanstream.protocol.events import (
     ReplyArrived,
     Silent,
 )
-from fanstream.protocol.frames import CHUNK_HEADER, PAYLOAD, Flag, FrameType, pack
-from fanstream.protocol.legs import LegState, OpenerLeg, ReceiverLeg
+from fanstream.protocol.frames import CHUNK_HEADER, MAGIC, PAYLOAD, Flag, FrameType, pack
+from fanstream.protocol.legs import LegState, ReceiverLeg
 from fanstream.protocol.session import SessionState
+from tests.protocol.linked import Hub
 
-from .linked import Pair, Side, connect, encoded, here, linked, opening, pump, small_limits, stream, surroundings
+from .linked import Side, encoded, here, linked, opening, pump, small_limits, stream, surroundings
 
 STEPS = pytest.mark.parametrize("step", [1 << 20, 4001, 1])
 
@@ -37,7 +38,7 @@ STEPS = pytest.mark.parametrize("step", [1 << 20, 4001, 1])
 def hello(**changes: Any) -> bytes:
     fields: dict[str, Any] = {
         "site": "x", "incarnation": b"i" * 16, "hub": False, "frame": 4096, "window": 65536, "relay_window": 65536,
-        "backlog": 8,
+        "backlog": 8, "capabilities": [], "magic": MAGIC,
     }  # fmt: skip
     return pack(FrameType.HELLO, body=bodies.encode(bodies.Hello(**{**fields, **changes})))
 
@@ -577,36 +578,6 @@ def test_what_a_receiver_may_not_do_itself(act: Callable[[ReceiverLeg], object],
 
 
 # -- through a hub ----------------------------------------------------------------------------------------------------
-
-
-class Hub:
-    """Three cores and one more: a server, a hub with a link to each side, and a site."""
-
-    def __init__(self) -> None:
-        self.shared = surroundings(self.route, limits=Limits(relay_window=256 * 1024))
-        self.server = Side("server", dialler=True)
-        self.near = Side("hub", dialler=False, shared=self.shared, hub=True)
-        self.far = Side("hub", dialler=False, shared=self.shared, hub=True)
-        self.site = Side("site-1", dialler=True)
-        self.pairs: tuple[Pair, ...] = (connect(self.server, self.near), connect(self.site, self.far))
-
-    def route(self, core: LinkCore, opening: bodies.Opening, target: str) -> LinkCore | Refusal | None:
-        if target == "site-1":
-            return self.far.core
-        return Refusal("COMMUNICATION_ERROR", f"no {target} here")
-
-    def pump(self, step: int = 1 << 20) -> None:
-        pump(*self.pairs, step=step)
-
-    def stream(self) -> tuple[OpenerLeg, ReceiverLeg]:
-        leg = self.server.core.open(opening(), 0, b"ctx")
-        self.pump()
-        return leg, self.site.take(Opened).leg
-
-    def assert_no_route(self) -> None:
-        assert (self.near.core.legs, self.far.core.legs) == ({}, {})
-        assert self.shared.relays.used == 0
-        assert (self.server.core.legs, self.site.core.legs) == ({}, {})
 
 
 @STEPS

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..errors import RemoteProtocolError
-from .frames import MAGIC, U32, VERSIONS
+from .frames import U32, VERSIONS
 
 _encode = msgspec.msgpack.Encoder().encode
 _T = TypeVar("_T")
@@ -30,8 +30,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     window: int
     relay_window: int
     backlog: int
-    capabilities: list[str] = []
-    magic: bytes = MAGIC
+    capabilities: list[str]
+    magic: bytes
     low: int = VERSIONS[0]
     high: int = VERSIONS[1]
 

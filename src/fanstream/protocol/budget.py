@@ -18,11 +18,13 @@ class Holder(Protocol):
         origin: the site whose objects it holds: the sender of the bytes, never the hub between.
         held: bytes it holds now, without what is set aside; kept by the budget.
         aside: bytes set aside for objects to come; kept by the budget.
+        standing: bytes of objects that come unasked which it has room for; kept by the budget.
     """
 
     origin: str
     held: int
     aside: int
+    standing: int
 
     def granted(self) -> None:
         """Hear that the oldest reservation that had to wait is made."""
@@ -34,17 +36,29 @@ class Budget:
     A holder that holds nothing may always reserve one object, alone and whatever its size: so every stream moves, and
     an object larger than its share is still received. What does not fit waits, in order of arrival.
 
+    Small objects come unasked. They have room of their own, which streams take in large pieces and keep.
+
     Args:
         origin_limit: bytes for each origin site.
         engine_limit: bytes in all.
+        unasked_limit: bytes of what comes unasked for each origin site; in all, the engine's, or as much if that is
+            more.
+
+    Attributes:
+        used: bytes of reservations.
+        standing: bytes for what comes unasked.
     """
 
-    def __init__(self, origin_limit: int, engine_limit: int) -> None:
+    def __init__(self, origin_limit: int, engine_limit: int, unasked_limit: int) -> None:
         self._origin_limit = origin_limit
         self._engine_limit = engine_limit
+        self._unasked_limit = unasked_limit
+        self._all_unasked = max(engine_limit, unasked_limit)
         self._origins: dict[str, int] = {}
         self._waiting: deque[tuple[Holder, int]] = deque()
+        self._unasked: dict[str, int] = {}
         self.used = 0
+        self.standing = 0
 
     @property
     def waiting(self) -> int:
@@ -97,6 +111,16 @@ class Budget:
         self._take(holder, size)
         return size
 
+    def stand(self, holder: Holder, size: int) -> bool:
+        """Give *size* bytes more to what comes unasked, until *holder* is forgotten; return whether they were there."""
+        taken = self._unasked.get(holder.origin, 0) + size
+        if taken > self._unasked_limit or self.standing + size > self._all_unasked:
+            return False
+        self._unasked[holder.origin] = taken
+        self.standing += size
+        holder.standing += size
+        return True
+
     def _take(self, holder: Holder, size: int) -> None:
         self.used += size
         self._origins[holder.origin] = self._origins.get(holder.origin, 0) + size
@@ -122,6 +146,12 @@ class Budget:
         if holder.aside:
             size, holder.aside = holder.aside, 0
             self._free(holder, size)
+        if holder.standing:
+            size, holder.standing = holder.standing, 0
+            self.standing -= size
+            self._unasked[holder.origin] -= size
+            if not self._unasked[holder.origin]:
+                del self._unasked[holder.origin]
         if self._waiting:
             self._admit()
 

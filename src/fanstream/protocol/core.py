@@ -12,11 +12,12 @@ from . import bodies
 from .budget import ASIDE, Budget
 from .events import Event, Lost, Opened
 from .frames import MAX_ALIAS, NO_STREAM, PAYLOAD_SIZE, U32, Flag, FrameType, pack
-from .inbound import Decoder, Inbound
+from .inbound import Decoder, Inbound, NoRoomError
 from .legs import OpenerLeg, ReceiverLeg
 from .receiving import FrameReader
 from .relay import RelayLeg, RelayPool
 from .relay import join as join_relays
+from .resets import Resets
 from .sending import Buffer, Outbound, Scheduler
 from .session import Session
 
@@ -48,6 +49,7 @@ class Surroundings:
     decoder: Decoder
     budget: Budget
     relays: RelayPool
+    resets: Resets
     route: Route
 
     @classmethod
@@ -57,8 +59,9 @@ class Surroundings:
         return cls(
             settings,
             decoder,
-            Budget(limits.origin_bytes, limits.engine_bytes),
+            Budget(limits.origin_bytes, limits.engine_bytes, limits.unasked_bytes),
             RelayPool(limits.relay_bytes, limits.frame),
+            Resets(limits.resets, limits.reset_window),
             route,
         )
 
@@ -143,7 +146,9 @@ class LinkCore:
         Raises:
             RemoteProtocolError: they break the rules; the link is to be closed.
         """
-        self.session.last_received = now
+        session = self.session
+        session.last_received = now
+        session.received += count
         self.reads += 1
         reader = self._reader
         reader.advance(count)
@@ -263,10 +268,26 @@ class LinkCore:
             else:
                 del self._peer_streams[opener]
 
+    def count_reset(self, opener: str) -> None:
+        """Hear that *opener* has given up a stream before anything of it was consumed (threat T17).
+
+        Raises:
+            RemoteProtocolError: it is the peer, and does so too often. Who is behind a hub opens nothing for a while.
+        """
+        now = self.session.last_received
+        if self._shared.resets.count(opener, now) and opener == self.peer:
+            limits = self._limits
+            raise RemoteProtocolError(
+                f"{opener} has reset more than {limits.resets} streams within {limits.reset_window} s, before their "
+                "first objects were consumed"
+            )
+
     # --- the sink of the reader ---
 
     def limit(self, kind: int) -> int:
-        """Return the largest body, in bytes, of a frame of this type."""
+        """Return the largest body, in bytes, of a frame of this type; a stranger may say nothing but hello."""
+        if not self.session.accepts_streams:
+            return self.session.limit_before_greeting(kind, self._limits)
         return self._limit_of.get(kind, self._limits.control)
 
     def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview) -> None:
@@ -335,13 +356,15 @@ class LinkCore:
             self._blame(leg, exc)
 
     def _blame(self, leg: AnyLeg, error: RemoteProtocolError) -> None:
-        """End the link if its peer broke the rules, or only the stream if that came through a hub."""
-        if isinstance(leg, OpenerLeg) and leg.site != self.peer:
-            leg.abort(ReturnCode.BAD_REQUEST_DATA, self.me.site, str(error))
+        """End the link if its peer broke the rules, or only the stream if that came through a hub, or has no room."""
+        crowded = isinstance(error, NoRoomError)
+        rc = ReturnCode.SERVICE_UNAVAILABLE if crowded else ReturnCode.BAD_REQUEST_DATA
+        if isinstance(leg, OpenerLeg) and (crowded or leg.site != self.peer):
+            leg.abort(rc, self.me.site, str(error))
             leg.close()
             self.events.append(Lost(leg, str(error)))
-        elif isinstance(leg, ReceiverLeg) and leg.opener != self.peer:
-            leg.refuse(ReturnCode.BAD_REQUEST_DATA, str(error))
+        elif isinstance(leg, ReceiverLeg) and (crowded or leg.opener != self.peer):
+            leg.refuse(rc, str(error))
             self.events.append(Lost(leg, str(error)))
         else:
             raise error
@@ -378,6 +401,11 @@ class LinkCore:
         limits = self._limits
         if self._peer_streams.get(opening.opener, 0) >= limits.streams:
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{limits.streams} streams of {opening.opener} are open")
+        if self._shared.resets.too_many(opening.opener, self.session.last_received):
+            return Refusal(
+                ReturnCode.SERVICE_UNAVAILABLE,
+                f"{opening.opener} has reset more than {limits.resets} streams within {limits.reset_window} s",
+            )
         if opening.backlog > limits.backlog:
             return Refusal(
                 ReturnCode.BAD_REQUEST_DATA, f"a backlog of {opening.backlog} objects, limit {limits.backlog}"

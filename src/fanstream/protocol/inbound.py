@@ -37,6 +37,17 @@ UNCHARGED: Final = 4 * 1024
 """Bytes up to which an object is not counted against the budget: the stream's backlog bounds those."""
 
 
+UNASKED_COST: Final = 1024
+"""Bytes that an object costs besides its own, where many small ones wait."""
+
+_FREE: Final = SMALL_OBJECT + UNASKED_COST  # of what comes unasked: each stream has room for one object, alone
+_PIECE: Final = 256 * 1024  # bytes: what comes unasked takes its room in pieces of so much, seldom and for long
+
+
+class NoRoomError(RemoteProtocolError):
+    """There is no memory for this stream's small objects: it ends, though nobody has broken a rule."""
+
+
 class Arrival:
     """One object or reply on its way in.
 
@@ -92,6 +103,7 @@ class Inbound:
     __slots__ = (
         "_ahead", "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits",
         "_scheduler", "_target", "_unreserved", "acked", "aside", "backed", "expected", "held", "largest", "origin",
+        "standing", "unasked",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +133,9 @@ class Inbound:
         self.origin = origin
         self.held = 0
         self.aside = 0
+        self.standing = 0
+        self.unasked = 0
+        """Bytes of small objects that came and were not released, each with what it costs besides."""
         self.largest = 0
         """Bytes of the largest object so far of those that need room of their own."""
         self.backed: set[int] = set()
@@ -153,6 +168,8 @@ class Inbound:
             size = len(envelope)
             if size > limits.envelope:
                 raise RemoteProtocolError(f"envelope of {size} bytes, limit {limits.envelope}")
+            if size <= SMALL_OBJECT:
+                self._count_unasked(size)
             if size > UNCHARGED:
                 self._charge(size)
             try:
@@ -183,7 +200,7 @@ class Inbound:
         size = total + len(envelope)
         arrival = Arrival(seq, flags, size)
         arrival.sizes = sizes
-        ahead = flags & _AHEAD
+        ahead = flags & _AHEAD and size > SMALL_OBJECT
         backed = False
         if ahead and (self.held or self._unreserved):
             if self._ahead + size > self.aside:
@@ -199,6 +216,7 @@ class Inbound:
             arrival.value = CodecError(f"an object of {size} bytes, limit {limits.object}")
             arrival.size = 0
             arrival.done = True
+            self._count_unasked(0)
             if ahead:
                 self._by_seq[seq] = arrival
             self._pass_on()
@@ -213,6 +231,7 @@ class Inbound:
             self._budget.charge(self, size)
             self._prepare(arrival, envelope)
         elif size <= SMALL_OBJECT:
+            self._count_unasked(size)
             if size > UNCHARGED:
                 self._charge(size)
             self._prepare(arrival, envelope)
@@ -221,6 +240,12 @@ class Inbound:
             self._unreserved.append(arrival)
             if self._budget.request(self, size):
                 self._let_in()
+
+    def _count_unasked(self, size: int) -> None:
+        self.unasked += size + UNASKED_COST
+        lacking = self.unasked - self.standing - _FREE
+        if lacking > 0 and not self._budget.stand(self, max(lacking, _PIECE, self.standing)):
+            raise NoRoomError(f"{self.unasked} bytes of small objects from {self.origin} wait: there is no more room")
 
     def _charge(self, size: int) -> None:
         """Count a small object; behind one that waits for its reservation only with that, or both would wait for ever.

@@ -13,7 +13,7 @@ from . import bodies
 from .budget import LEAST_ASIDE
 from .events import Aborted, EndAnnounced, Ended, EndingBegun, Lost, ObjectArrived, Refused, ReplyArrived
 from .frames import SMALL_OBJECT, Flag, FrameType, pack
-from .inbound import UNCHARGED, Inbound
+from .inbound import UNASKED_COST, UNCHARGED, Inbound
 from .sending import Outbound, Payload
 
 if TYPE_CHECKING:
@@ -215,6 +215,8 @@ class OpenerLeg(Leg):
 
     def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:
         """Pass on a whole reply; called by the inbound half."""
+        if size <= SMALL_OBJECT:  # there are no more of them than objects under way
+            self.inbound.unasked -= size + UNASKED_COST
         self._core.events.append(ReplyArrived(self, seq, value, size, flags & _FINAL != 0))
         if self._ended is not None:
             self._try_end()
@@ -299,6 +301,8 @@ class ReceiverLeg(Leg):
 
     def release(self, size: int) -> None:
         """End the reservation of the oldest object that was not released: it has been consumed."""
+        if size <= SMALL_OBJECT:
+            self.inbound.unasked -= size + UNASKED_COST
         if size <= UNCHARGED or not self._unreleased:
             return
         seq = self._unreleased.popleft()
@@ -400,6 +404,9 @@ class ReceiverLeg(Leg):
             )
         self.final = seq
         withdraw = bool(flags & Flag.WITHDRAW)
+        # A quorum withdraws honestly what a slow site has not consumed yet, but never a stream without objects.
+        if withdraw and not seq and self.state is LegState.OPEN:
+            self._core.count_reset(self.opener)
         if withdraw:
             self._enter(LegState.DRAINING)
             self.inbound.clear()
@@ -412,6 +419,8 @@ class ReceiverLeg(Leg):
         if self.said_end:
             self._close()
             return
+        if not self.answered and self.state is LegState.OPEN:
+            self._core.count_reset(self.opener)
         self._enter(LegState.DRAINING)
         self._aborted = True
         self.inbound.clear()

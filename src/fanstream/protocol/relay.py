@@ -153,6 +153,8 @@ class RelayLeg:
             other._enqueue(_Held(header, bytes(body), size, None))
         elif kind in _FORWARDED:
             if kind == FrameType.ABORT:
+                if not (other._replies or other._aborted):
+                    self._core.count_reset(self.opening.opener)
                 other._drop()
                 other._aborted = True
             other._control(kind, flags, seq, bytes(body))

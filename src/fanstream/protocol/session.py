@@ -8,6 +8,7 @@ from typing import Final
 
 from ..arguments import SITE_NAME
 from ..errors import LocalProtocolError, RemoteProtocolError
+from ..options import Limits
 from . import bodies
 from .events import Departed, Event, Greeted, PresenceChanged, Silent
 from .frames import MAGIC, VERSIONS, Flag, FrameType, pack
@@ -17,6 +18,17 @@ _PING: Final = pack(FrameType.PING)
 _INCARNATION_SIZE: Final = 16
 _TICKS: Final = 16  # in one heartbeat: links whose heartbeats fall into the same tick are served by one wake-up
 _PATIENCE: Final = 4  # what of the time between heartbeat and silence the side that accepted waits for the other's PING
+_AMPLIFICATION: Final = 3  # times the bytes received: the most that a stranger is told (threat T26)
+_LONGEST_REASON: Final = 1000  # bytes of a GOAWAY's reason
+_SHOWN: Final = 80  # characters of what a peer said that an error repeats: a name has no more than 63
+
+
+def _goaway(code: str, reason: str) -> bytes:
+    return pack(FrameType.GOAWAY, body=bodies.encode(bodies.Goodbye(code, reason)))
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:_LONGEST_REASON])
 
 
 class SessionState(Enum):
@@ -66,6 +78,7 @@ class Session:
         self._hello_deadline = now + hello_timeout
         self._dialler = dialler
         self._admitted = False  # both have greeted; a link that is turned away before takes no streams
+        self.received = 0  # bytes, kept by the core
         self.state = SessionState.GREETING
         self.peer: bodies.Hello | None = None
         self.last_received = now
@@ -90,10 +103,26 @@ class Session:
         self._scheduler.control(self._greeting())
 
     def leave(self, code: str, reason: str = "") -> None:
-        """Say GOAWAY; the shell closes the link once it is written."""
-        if self.state is not SessionState.CLOSING:
-            self.state = SessionState.CLOSING
-            self._scheduler.control(pack(FrameType.GOAWAY, body=bodies.encode(bodies.Goodbye(code, reason))))
+        """Say GOAWAY; the shell closes the link once it is written. A stranger hears no more than it has paid for."""
+        if self.state is SessionState.CLOSING:
+            return
+        self.state = SessionState.CLOSING
+        room = _LONGEST_REASON
+        if not (self._admitted or self._dialler):
+            # The reason's length is written in up to 3 bytes, 1 of which an empty reason has too.
+            room = min(room, _AMPLIFICATION * self.received - len(_goaway(code, "")) - 2)
+        if room >= 0:
+            self._scheduler.control(_goaway(code, reason.encode("utf-8", "replace")[:room].decode("utf-8", "ignore")))
+
+    def limit_before_greeting(self, kind: int, limits: Limits) -> int:
+        """Return the largest body of a frame that comes before both sides have greeted.
+
+        Raises:
+            RemoteProtocolError: no such frame is taken yet, whatever its length.
+        """
+        if (self.state, kind) not in self.TRANSITIONS:
+            raise RemoteProtocolError(f"frame of type {kind} while the link is {self.state.name}")
+        return limits.hello if kind == FrameType.HELLO else limits.control
 
     def announce(self, presence: bytes) -> None:
         """Send an encoded PRESENCE body."""
@@ -118,13 +147,13 @@ class Session:
     def _on_hello(self, body: memoryview) -> None:
         hello = bodies.decode(bodies.Hello, body)
         if hello.magic != MAGIC:
-            raise RemoteProtocolError(f"HELLO with magic {hello.magic!r}, expected {MAGIC!r}")
+            raise RemoteProtocolError(f"HELLO with magic {hello.magic[:_SHOWN]!r}, expected {MAGIC!r}")
         if hello.low > VERSIONS[1] or hello.high < VERSIONS[0]:
             raise RemoteProtocolError(
                 f"peer speaks versions {hello.low} to {hello.high}, this side {VERSIONS[0]} to {VERSIONS[1]}"
             )
         if SITE_NAME.match(hello.site) is None:
-            raise RemoteProtocolError(f"HELLO from {hello.site!r}, which is no site's name")
+            raise RemoteProtocolError(f"HELLO from {hello.site[:_SHOWN]!r}, which is no site's name")
         if len(hello.incarnation) != _INCARNATION_SIZE:
             raise RemoteProtocolError(f"HELLO with an incarnation of {len(hello.incarnation)} bytes, expected 16")
         if hello.frame < 4096 or hello.window < hello.frame or hello.relay_window < 4096 or hello.backlog < 1:
@@ -148,13 +177,14 @@ class Session:
         presence = bodies.decode(bodies.Presence, body)
         for name in (*presence.joined, *presence.left):
             if SITE_NAME.match(name) is None:
-                raise RemoteProtocolError(f"PRESENCE of {name!r}, which is no site's name")
+                raise RemoteProtocolError(f"PRESENCE of {name[:_SHOWN]!r}, which is no site's name")
         self._events.append(PresenceChanged(presence))
 
     def _on_goaway(self, body: memoryview) -> None:
         goodbye = bodies.decode(bodies.Goodbye, body)
         self.state = SessionState.CLOSING
-        self._events.append(Departed(goodbye))
+        # It is about to be logged.
+        self._events.append(Departed(bodies.Goodbye(*map(_printable, (goodbye.code, goodbye.reason)))))
 
     TRANSITIONS: Final[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {
         (SessionState.GREETING, FrameType.HELLO): _on_hello,

@@ -14,7 +14,7 @@ from .. import transports
 from ..errors import ClosedError
 from ..options import Limits
 from ..protocol.bodies import Hello, decode, encode
-from ..protocol.frames import Flag, FrameType
+from ..protocol.frames import MAGIC, Flag, FrameType
 from ..transports.addresses import parse
 from ..transports.base import Wire
 from ..wakeup import current_face
@@ -139,6 +139,14 @@ def hello(site: str, **fields: Any) -> Frame:
     """
     limits = Limits()
     made = Hello(
-        site, site.encode().ljust(16, b".")[:16], False, limits.frame, limits.window, 64 * 1024, limits.backlog
+        site,
+        site.encode().ljust(16, b".")[:16],
+        False,
+        limits.frame,
+        limits.window,
+        64 * 1024,
+        limits.backlog,
+        [],
+        MAGIC,
     )
     return Frame(FrameType.HELLO, body=encode(msgspec.structs.replace(made, **fields)), flags=Flag.CRITICAL)
