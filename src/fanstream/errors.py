@@ -13,6 +13,7 @@
     ├── CodecError            a value that cannot be encoded, or bytes that cannot be decoded
     │   └── UnknownTypeError  a type that is not in the registry; ``.path`` says where it is
     ├── SecurityError         security was asked for and cannot be given
+    │   └── SealError         sealed bytes are not what their sender sealed
     ├── NameInUseError        another living engine has this site's name
     └── SiteError             ``.site`` says which; ``__cause__`` says why
 
@@ -76,6 +77,10 @@ class UnknownTypeError(CodecError):
 
 class SecurityError(EngineError):
     """Security was asked for and cannot be given; nothing was sent."""
+
+
+class SealError(SecurityError):
+    """Sealed bytes are not what their sender sealed: forged, changed, replayed, or past their time. Nothing was let in."""
 
 
 class NameInUseError(EngineError):

@@ -1,0 +1,1 @@
+"""Security: who a site is, and what it seals."""
