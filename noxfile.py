@@ -20,7 +20,7 @@ SUPPORTED: Final = ("3.11", "3.12", "3.13")
 PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
 
 # torch's default wheel weighs gigabytes, so only the session `torch` installs it.
-TESTED_EXTRAS: Final = ".[arrow,demo,trio,uvloop]"
+TESTED_EXTRAS: Final = ".[arrow,blake3,demo,security,trio,uvloop]"
 
 
 def candidates() -> list[Path]:

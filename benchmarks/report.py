@@ -26,6 +26,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 SUITE: Final[tuple[tuple[str, ...], ...]] = (
     ("start_up",),
     ("encoding",),
+    ("sealed",),
     ("memory",),
     ("fan_out",),
     ("small_objects",),

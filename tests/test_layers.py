@@ -20,6 +20,8 @@ SKELETON = {
     "transports.__init__": "from ..protocol import p\nt = 0",
     "protocol.__init__": "from .frames import f\np = 0",
     "protocol.frames": "from ..errors import x\nimport struct\nf = 0",
+    "security.__init__": "",
+    "security.sealed.__init__": "from ...errors import x\nimport cryptography",
     "codec.__init__": "from ..errors import x\nimport msgspec\nc = 0",
     "options": "from .errors import x\nimport pydantic",
     "errors": "x = 0",
@@ -62,6 +64,7 @@ def test_a_package_that_keeps_to_the_layers_passes(tmp_path: Path) -> None:
         pytest.param("protocol.frames", "import asyncio", "pure", id="the protocol imports asyncio"),
         pytest.param("codec.chunks", "from time import monotonic", "pure", id="the codec reads a clock"),
         pytest.param("errors", "import anyio\nx = 0", "pure", id="the protocol reaches anyio through another module"),
+        pytest.param("security.sealed.chunks", "import os", "sealed", id="sealed streams take random bytes themselves"),
         pytest.param("codec.chunks", "from ..protocol import p", "layers", id="the codec imports the protocol"),
         pytest.param("transports.memory", "from ..engine import e", "layers", id="a transport imports the engine"),
         pytest.param("transports.memory", "from .. import e", "layers", id="a transport imports the package's face"),
@@ -70,7 +73,11 @@ def test_a_package_that_keeps_to_the_layers_passes(tmp_path: Path) -> None:
     ],
 )
 def test_a_contract_refuses(module: str, source: str, contract: str, tmp_path: Path) -> None:
-    names = {"layers": "Imports point downward only", "pure": "The protocol and the codec do no I/O and know no clock"}
+    names = {
+        "layers": "Imports point downward only",
+        "pure": "The protocol and the codec do no I/O and know no clock",
+        "sealed": "Sealed streams get keys, the time and random bytes handed in, and do no I/O",
+    }
     write_package(tmp_path, SKELETON | {module: source})
     status, report = lint_imports(tmp_path)
     assert status == 1, report

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 HEADINGS: Final = {
     "bulk_gb_per_s": "bulk, GB/s",
+    "check_ms": "pre-keys of all sites checked, ms",
     "cpu_s_per_1000_replies": "CPU s per 1,000 replies: opener / site",
     "cpu_s_per_gib": "CPU s per GiB: opener / site",
     "decode_growth_mib": "decode, MiB more",
@@ -27,7 +28,10 @@ HEADINGS: Final = {
     "object_mib": "object, MiB",
     "objects_per_stream": "objects of one stream",
     "of_fewest_sites": "of the fewest sites'",
+    "of_primitives": "sealing by the primitives, same rounds",
     "of_raw": "by the raw socket, same rounds",
+    "open_gb_per_s": "open, GB/s",
+    "open_ms": "stream opened to all sites, ms",
     "opener_again_growth_mib": "again: opener, MiB",
     "opener_growth_mib": "opener, MiB more",
     "p50_ms": "p50, ms",
@@ -35,6 +39,7 @@ HEADINGS: Final = {
     "peak_mib": "peak MiB: opener / site",
     "process_mib": "peak of the process, MiB",
     "replies_per_s": "replies/s",
+    "seal_gb_per_s": "seal, GB/s",
     "share_of_core": "hub, share of a core",
     "share_of_core_sites": "sites, share of a core",
     "site_again_growth_mib": "again: site, MiB",

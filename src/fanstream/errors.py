@@ -80,7 +80,7 @@ class SecurityError(EngineError):
 
 
 class SealError(SecurityError):
-    """Sealed bytes are not what their sender sealed: forged, changed, replayed, or past their time. Nothing was let in."""
+    """Sealed bytes are not what their sender sealed: forged, changed, replayed, or past their time."""
 
 
 class NameInUseError(EngineError):

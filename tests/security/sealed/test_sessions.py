@@ -207,12 +207,10 @@ def test_sites_can_neither_read_nor_forge_each_others_replies() -> None:
     stream = Stream("site-1", "site-2")
     one, two = stream.accept(stream.invite("site-1")), stream.accept(stream.invite("site-2"), "site-2")
     reply = one.seal_reply(Place(0), b"private", [])
-    for reader in (
-        lambda: stream.opener.open_reply("site-2", Place(0), *reply).head(),
-        lambda: two.open_object(Place(0), *reply).head(),
-    ):
-        with pytest.raises(SealError):
-            reader()
+    with pytest.raises(SealError):
+        stream.opener.open_reply("site-2", Place(0), *reply).head()
+    with pytest.raises(SealError):
+        two.open_object(Place(0), *reply).head()
 
 
 @pytest.mark.parametrize("other", [Place(1), Place(0, 1), Place(0, 0, 1)])

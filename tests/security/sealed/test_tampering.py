@@ -6,6 +6,7 @@ bit of each byte of what is short, and of every few bytes of what is long.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,9 +60,9 @@ def flips(data: bytes | memoryview, step: int = 1, bits: Sequence[int] | None = 
             yield bytes(changed)
 
 
-def refused(call: Callable[[], Any]) -> None:
+def refused(call: Callable[..., Any], *arguments: Any) -> None:
     with pytest.raises(SealError):
-        call()
+        call(*arguments)
 
 
 WHICH = ("small", "bulk", "reply")
@@ -91,22 +92,22 @@ def test_a_flipped_bit_of_an_invitation_is_refused() -> None:
 def test_a_flipped_bit_of_a_head_is_refused(session: Session, which: str) -> None:
     envelope, buffers = parts_of(session, which)
     for changed in flips(envelope, 1, range(8)):
-        refused(lambda changed=changed: session.open(which, SealedObject(changed, buffers)))
+        refused(session.open, which, SealedObject(changed, buffers))
 
 
 @pytest.mark.parametrize("which", ["bulk", "reply"])
 def test_a_flipped_bit_of_the_ciphertext_is_refused(session: Session, which: str) -> None:
     envelope, (sealed,) = parts_of(session, which)
     for changed in flips(sealed, 61):
-        refused(lambda changed=changed: session.open(which, SealedObject(envelope, (memoryview(changed),))))
+        refused(session.open, which, SealedObject(envelope, (memoryview(changed),)))
 
 
 @pytest.mark.parametrize("which", WHICH)
 def test_a_head_that_is_cut_anywhere_is_refused(session: Session, which: str) -> None:
     envelope, buffers = parts_of(session, which)
     for length in range(len(envelope)):
-        refused(lambda length=length: session.open(which, SealedObject(envelope[:length], buffers)))
-    refused(lambda: session.open(which, SealedObject(envelope + b"\0", buffers)))
+        refused(session.open, which, SealedObject(envelope[:length], buffers))
+    refused(session.open, which, SealedObject(envelope + b"\0", buffers))
 
 
 @pytest.mark.parametrize("which", ["bulk", "reply"])
@@ -115,10 +116,10 @@ def test_ciphertext_that_is_cut_anywhere_is_refused(session: Session, which: str
     near = {cut + shift for cut in range(0, len(sealed) + 1, CHUNK + TAG) for shift in (-TAG, -1, 0, 1)}
     for length in sorted(near | set(range(0, len(sealed), 97))):
         if 0 <= length < len(sealed):
-            refused(lambda length=length: session.open(which, SealedObject(envelope, (sealed[:length],))))
-    refused(lambda: session.open(which, SealedObject(envelope, (memoryview(bytes(sealed) + b"\0"),))))
-    refused(lambda: session.open(which, SealedObject(envelope, ())))
-    refused(lambda: session.open(which, SealedObject(envelope, (sealed, sealed))))
+            refused(session.open, which, SealedObject(envelope, (sealed[:length],)))
+    refused(session.open, which, SealedObject(envelope, (memoryview(bytes(sealed) + b"\0"),)))
+    refused(session.open, which, SealedObject(envelope, ()))
+    refused(session.open, which, SealedObject(envelope, (sealed, sealed)))
 
 
 def chunks_of(sealed: memoryview) -> list[bytes]:
@@ -138,7 +139,7 @@ def test_chunks_that_are_swapped_doubled_or_dropped_are_refused(session: Session
         dropped = [*chunks[:at], *chunks[at + 1 :]]
         for changed in (swapped, doubled, inserted, dropped):
             data = memoryview(first + b"".join(changed))
-            refused(lambda data=data: session.open(which, SealedObject(envelope, (data,))))
+            refused(session.open, which, SealedObject(envelope, (data,)))
 
 
 def test_two_streams_cannot_be_spliced(session: Session) -> None:
@@ -151,20 +152,20 @@ def test_two_streams_cannot_be_spliced(session: Session) -> None:
         for envelope in (session.bulk.envelope, foreign.envelope):
             data = memoryview(bytes(mine[:cut]) + bytes(theirs[cut:]))
             if bytes(data) != bytes(mine):
-                refused(lambda data=data, envelope=envelope: session.open("bulk", SealedObject(envelope, (data,))))
+                refused(session.open, "bulk", SealedObject(envelope, (data,)))
 
 
 @pytest.mark.parametrize("which", WHICH)
 def test_one_object_does_not_pass_for_another(session: Session, which: str) -> None:
     for name in WHICH:
         if name != which:
-            refused(lambda name=name: session.open(which, parts_of(session, name)))
+            refused(session.open, which, parts_of(session, name))
 
 
 def test_replies_need_no_signature_and_take_none(session: Session) -> None:
     sealing = decode(Sealing, session.reply.envelope)
     signed = Sealing(sealing.attempt, sealing.head, [b"signature"], sealing.sealed).encode()
-    refused(lambda: session.open("reply", SealedObject(signed, session.reply.buffers)))
+    refused(session.open, "reply", SealedObject(signed, session.reply.buffers))
 
 
 def test_nothing_is_decrypted_before_a_signature_covers_it() -> None:
@@ -178,7 +179,7 @@ def test_nothing_is_decrypted_before_a_signature_covers_it() -> None:
     opening = receiver.open_object(Place(0), envelope, (memoryview(changed),))
     opening.head()
     landed = [memoryview(bytearray(size)) for size in opening.sizes]
-    refused(lambda: opening.into(landed))
+    refused(opening.into, landed)
     assert [bytes(view) for view in landed] == [whole, bytes(5000)]
 
 
@@ -190,12 +191,12 @@ def flip_everything() -> int:
         envelope, buffers = parts_of(session, which)
         cases = [SealedObject(changed, buffers) for changed in flips(envelope, 1, range(8))]
         for case in cases:
-            refused(lambda case=case, which=which: session.open(which, case))
+            refused(session.open, which, case)
         count += len(cases)
         for sealed in buffers:
             for changed in flips(sealed, 1, range(8)):
                 case = SealedObject(envelope, (memoryview(changed),))
-                refused(lambda case=case, which=which: session.open(which, case))
+                refused(session.open, which, case)
                 count += 1
     (held,) = session.stream.rings["site-1"]._held.values()
     for changed in flips(session.invitation, 1, range(8)):
@@ -207,4 +208,4 @@ def flip_everything() -> int:
 
 
 if __name__ == "__main__":
-    print(flip_everything(), "flipped bits, and all of them refused")
+    sys.stdout.write(f"{flip_everything()} flipped bits, and all of them refused\n")

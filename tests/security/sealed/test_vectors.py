@@ -134,6 +134,7 @@ def test_an_implementation_of_the_specification_reads_the_frozen_session(suite: 
         (attempt, head, signatures), sealed = read_payload(recorded)
         assert attempt == 0
         span = 64 * (1024 + 16)
+        covered = b""
         for index, signature in enumerate(signatures):
             covered = sealed[: (index + 1) * span]
             said = struct.pack(">QHBIQ", seq, 0, 0, head, len(covered))

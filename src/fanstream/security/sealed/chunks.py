@@ -138,7 +138,8 @@ def seal(lane: Lane, place: Place, parts: Sequence[bytes | memoryview], out: mem
     """Seal parts into *out*, which has ``lane.sealed_size`` bytes.
 
     Args:
-        lane, place: what it is.
+        lane: what it has in common with others.
+        place: which one it is.
         parts: the head, and what it describes; none is empty.
         out: takes the ciphertext.
         sign: signs its spans; not called where the lane has no digest.
@@ -172,7 +173,8 @@ class Opening:
     Nothing is decrypted before a signature that covers it has been checked, if the lane is a signed one.
 
     Args:
-        lane, place: what it has to be.
+        lane: what it has in common with others.
+        place: which one it has to be.
         head: bytes of plaintext in its first part, as its clear head says.
         sealed: the ciphertext, whole.
         signatures: of its spans.

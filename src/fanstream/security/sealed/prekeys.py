@@ -200,5 +200,3 @@ def check_prekey(data: bytes, site: str, challenge: bytes, me: Member, suite: Su
     if said.not_after - said.not_before > DAY or not said.not_before - SKEW <= now < said.not_after:
         raise SealError(f"the pre-key is good from {said.not_before} to {said.not_after}, and now is {int(now)}")
     return said
-
-

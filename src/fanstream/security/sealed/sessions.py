@@ -23,7 +23,7 @@ from .messages import (
     decode,
     join,
 )
-from .prekeys import Member, KeyRing, sign, signer_of
+from .prekeys import KeyRing, Member, signer_of
 from .suites import KEY_SIZE, RandomBytes, Suite, equal, expand, fingerprint
 
 MOST_OBJECTS: Final = 1 << 24
@@ -66,9 +66,7 @@ class _Sealer:
         self._last = (0, -1)
         self.count = 0
 
-    def seal(
-        self, place: Place, envelope: bytes, buffers: Sequence[memoryview], allocate: Allocate
-    ) -> SealedObject:
+    def seal(self, place: Place, envelope: bytes, buffers: Sequence[memoryview], allocate: Allocate) -> SealedObject:
         """Seal one object; a key is never used twice.
 
         Raises:

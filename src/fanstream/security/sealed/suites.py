@@ -117,6 +117,8 @@ class Verifier:
 
     __slots__ = ("_key",)
 
+    _key: Any
+
     def __init__(self, certificate: bytes, suite: Suite) -> None:
         key: Any = x509.load_der_x509_certificate(certificate).public_key()
         curve = getattr(key, "curve", None)
