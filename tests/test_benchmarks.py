@@ -53,7 +53,7 @@ def test_a_report_has_a_table_of_what_was_measured(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*-here.json")
     (line,) = json.loads(file.read_text())["results"]
     table = file.with_suffix(".md").read_text().splitlines()
-    assert [row["import"] for row in line["rows"]] == [
+    assert [row["statement"] for row in line["rows"]] == [
         text.split(" | ")[0].removeprefix("| ") for text in table if text.startswith("| ")
     ][2:]
 
