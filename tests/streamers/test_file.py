@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import stat
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,45 +27,12 @@ from fanstream import (
 )
 from fanstream.errors import SecurityError
 from fanstream.streamers import ReceivedFile, register_files, stream_file
-from fanstream.streamers.file import FileConsumer
 from fanstream.testing import FaultyNetwork
 from tests.federation import until
+from tests.streamers.files import BEGIN, CHUNK, END, content, fill, names_in, pair, receive, rename
 from tests.test_abort import Strike
 
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def pair(settings: EngineSettings | None = None) -> AsyncIterator[tuple[StreamEngine, StreamEngine]]:
-    with anyio.fail_after(20):
-        async with StreamEngine("server") as server, StreamEngine("site-1", settings=settings) as site:
-            await server.wait_for_sites(["site-1"])
-            yield server, site
-
-
-def names_in(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir()]
-
-
-def modes_in(directory: Path) -> list[int]:
-    return [stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()]
-
-
-def content(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def fill(path: Path, size: int) -> None:
-    path.write_bytes(os.urandom(size))
-
-
-def rename(path: Path, name: str) -> Path:
-    return path.rename(path.with_name(name))
-
-
-def put_link_in_place(directory: Path, target: Path) -> None:
-    directory.rmdir()
-    directory.symlink_to(target)
 
 
 @pytest.fixture
@@ -120,18 +81,6 @@ async def test_xxh3_checks_the_whole_where_it_is_asked_for(source: Path, inbox: 
     assert (got[0].algorithm, got[0].digest) == ("xxh3", xxhash.xxh3_128(content(source)).digest())
 
 
-async def test_only_the_owner_may_read_a_received_file(source: Path, inbox: Path) -> None:
-    before = os.umask(0)
-    try:
-        async with pair() as (server, site):
-            register_files(site, "files", "one", inbox)
-            result, _ = await stream_file(server, "files", "one", ["site-1"], source, server.new_context())
-    finally:
-        os.umask(before)
-    assert result.complete
-    assert modes_in(inbox) == [0o600]
-
-
 async def test_the_sender_sees_what_the_application_replied(source: Path, inbox: Path) -> None:
     async with pair() as (server, site):
         register_files(site, "files", "one", inbox, lambda file, *_: Shareable({"kept as": file.path.name}))
@@ -171,36 +120,6 @@ async def test_optional_and_secure_are_passed_on(source: Path) -> None:
 
 
 # --- What a hostile sender, or a neighbour at the receiver, cannot do ---
-
-DIGEST = hashlib.blake2b(b"abc", digest_size=32).digest()
-BEGIN = {"part": "begin", "label": "x", "size": 3, "algorithm": "blake2b"}
-CHUNK = {"part": "chunk", "data": b"abc"}
-END = {"part": "end", "size": 3, "digest": DIGEST}
-
-
-async def receive(parts: list[dict[str, Any]], inbox: Path, on_file: Any = None, **limits: int) -> Any:
-    async def sender() -> Any:
-        for part in parts:
-            yield Shareable(part), 5.0
-
-    async with pair() as (server, site):
-        register_files(site, "files", "one", inbox, on_file, **limits)
-        return await server.stream_objects("files", "one", {}, ["site-1"], sender(), server.new_context())
-
-
-@pytest.mark.parametrize(
-    "label", ["../../evil", "..", ".", "", "/etc/passwd", "a/b", "a\0b", "C:\\evil", "\u202etxt.exe", "x" * 255]
-)
-async def test_the_senders_name_is_only_a_label(label: str, tmp_path: Path, inbox: Path) -> None:
-    got: list[ReceivedFile] = []
-    parts: list[dict[str, Any]] = [{**BEGIN, "label": label}, CHUNK, END]
-    result = await receive(parts, inbox, lambda file, *_: got.append(file))
-    assert result.complete
-    assert got[0].label == label
-    assert got[0].path.parent == inbox
-    assert len(got[0].path.name) == 32
-    assert set(got[0].path.name) <= set("0123456789abcdef")
-    assert names_in(tmp_path) == ["in"]
 
 
 @pytest.mark.parametrize(
@@ -251,43 +170,6 @@ async def test_any_name_that_a_file_can_have_becomes_a_label(name: str | bytes, 
     assert got[0].label == os.fsencode(name).decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize("kind", ["file", "link to a file", "dangling link"])
-async def test_what_is_planted_under_the_coming_name_is_never_written_through(
-    kind: str, tmp_path: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Nobody can foresee the name; so that somebody has, it is made foreseeable here.
-    monkeypatch.setattr(secrets, "token_hex", lambda size: "a" * 2 * size)
-    planted, victim = inbox / ("a" * 32 + ".part"), tmp_path / "victim"
-    if kind == "file":
-        planted.write_text("mine")
-    else:
-        planted.symlink_to(victim)
-        if kind == "link to a file":
-            victim.write_text("mine")
-    result = await receive([BEGIN, CHUNK, END], inbox)
-    assert result.rc == "EXECUTION_EXCEPTION"
-    assert names_in(inbox) == [planted.name], "what was there before stays"
-    assert planted.is_symlink() == (kind != "file")
-    assert victim.exists() == (kind == "link to a file")
-    if kind != "dangling link":
-        assert planted.read_text() == "mine"
-
-
-async def test_a_directory_that_was_swapped_for_a_link_is_not_followed(tmp_path: Path, inbox: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-
-    async def sender() -> Any:
-        put_link_in_place(inbox, elsewhere)
-        yield Shareable(BEGIN), 5.0
-
-    async with pair() as (server, site):
-        register_files(site, "files", "one", inbox)
-        result = await server.stream_objects("files", "one", {}, ["site-1"], sender(), server.new_context())
-    assert result.rc == "EXECUTION_EXCEPTION"
-    assert names_in(elsewhere) == []
-
-
 # --- What does not arrive whole ---
 
 
@@ -310,84 +192,6 @@ async def test_a_file_may_be_moved_by_the_application(tmp_path: Path, inbox: Pat
     assert result.complete
     assert names_in(inbox) == []
     assert (tmp_path / "taken").read_bytes() == b"abc"
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, 3500)
-
-
-def extend(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
-def change(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(b"other")
-    os.utime(path, (1, 1))  # the clock of a file system may stand still for some milliseconds
-
-
-@pytest.mark.parametrize("meddle", [truncate, extend, change])
-@pytest.mark.parametrize("after", [1, 3])
-async def test_a_file_that_changes_while_it_is_sent_reaches_nobody(
-    meddle: Callable[[Path], None], after: int, source: Path, inbox: Path
-) -> None:
-    written = 0
-
-    class Meddling(FileConsumer):
-        def _write(self, part: Shareable) -> None:
-            nonlocal written
-            super()._write(part)
-            written += 1
-            if written == after:
-                meddle(source)
-
-    async with pair() as (server, site):
-        register_files(site, "files", "one", inbox)
-        swap_consumer(site, Meddling, inbox)
-        context = server.new_context()
-        with pytest.raises(OSError, match="changed while it was sent"):
-            await stream_file(
-                server, "files", "one", ["site-1"], source, context, chunk_size=1000, options=StreamOptions(window=1)
-            )
-        await until(lambda: names_in(inbox) == [])
-
-
-def swap_consumer(site: StreamEngine, kind: type[FileConsumer], inbox: Path) -> None:
-    """Have files taken by another consumer than the one that `register_files` gives them."""
-    from fanstream.streamers.whole import WholeFactory
-
-    site.register_stream_processing("files", "one", WholeFactory(lambda: kind(inbox, None, site.limiter, 10**9)))
-
-
-FULL = """
-import asyncio, logging, resource, sys
-from pathlib import Path
-from fanstream import StreamEngine
-from fanstream.streamers import register_files, stream_file
-
-logging.disable()
-resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))  # a write beyond it fails, as on a disk that is full
-
-async def main():
-    async with StreamEngine("server") as server, StreamEngine("site-1") as site:
-        register_files(site, "files", "one", sys.argv[2])
-        await server.wait_for_sites(["site-1"])
-        context = server.new_context()
-        result, _ = await stream_file(server, "files", "one", ["site-1"], sys.argv[1], context, chunk_size=1000)
-        print(result.rc, result.sites["site-1"].outcomes["replied"], *Path(sys.argv[2]).iterdir())
-
-asyncio.run(main())
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits of resources")
-def test_a_disk_that_is_full_ends_the_stream_and_keeps_nothing(source: Path, inbox: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, source, inbox], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert done.stdout.split() == ["EXECUTION_EXCEPTION", "4"], done.stderr
-    assert names_in(inbox) == []
 
 
 async def test_an_abort_at_any_point_leaves_no_file_that_nobody_was_told_of(source: Path, inbox: Path) -> None:
@@ -516,14 +320,6 @@ class Witness(ConsumerFactory, ObjectConsumer):
         self, shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
     ) -> tuple[bool, Shareable]:
         return False, make_reply("OK")
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
-async def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    async with pair() as (server, _site):
-        with pytest.raises(ValueError, match="expected a regular file"):
-            await stream_file(server, "files", "one", ["site-1"], tmp_path / "pipe", server.new_context())
 
 
 async def test_a_chunk_beyond_what_a_site_accepts_ends_the_stream_and_says_so(source: Path, inbox: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import secrets
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,10 @@ from ..options import GIB, KIB, MIB, StreamOptions
 from ..shareable import ReturnCode, Shareable, make_reply
 from ..streaming import ObjectConsumer, Registration, StreamResult, Timeout
 from .arguments import check_callback, check_engine, check_options
+from .beneath import open_beneath, open_regular
 from .whole import WholeFactory, WholeProducer, send_whole
+
+_log = logging.getLogger(__name__)
 
 Digest = Literal["blake2b", "xxh3"]
 """BLAKE2b of 32 bytes, which is also a name for the content; or XXH3 of 16, which is several times faster."""
@@ -43,6 +47,9 @@ _HASHES: Final[Mapping[str, Callable[[], _Hash]]] = {
 _LABEL: Final = 255  # characters of a sender's name; what most file systems allow
 _ROOM: Final = KIB  # bytes of an object beside its chunk, generously
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+_NO_LINKS: Final = frozenset((errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS))  # as on FAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +120,13 @@ class FileProducer(WholeProducer):
         same = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
         # Files of /proc have more to read than their size says.
         if self._left or not same or self._file.read(1):
-            raise OSError(f"{self._file.name} of {before.st_size} bytes changed while it was sent: no site keeps it")
+            raise OSError(f"{self._label} of {before.st_size} bytes changed while it was sent: no site keeps it")
 
 
-def _open_regular(path: str, flags: int) -> int:
-    """Open a file, as an opener for `open`; ValueError if it is none."""
-    # Without O_NONBLOCK, opening a named pipe waits for its writer.
-    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise ValueError(f"path is {path!r}, expected a regular file")
-    return file
+def _open(path: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> BinaryIO:
+    if root is None:
+        return open(os.fspath(path), "rb", opener=open_regular)
+    return os.fdopen(open_beneath(root, path), "rb")
 
 
 async def stream_file(
@@ -135,6 +138,7 @@ async def stream_file(
     fl_ctx: FLContext,
     stream_ctx: StreamContext | None = None,
     *,
+    root: str | os.PathLike[str] | None = None,
     chunk_size: int = MIB,
     digest: Digest = "blake2b",
     timeout: Timeout = 60.0,  # noqa: ASYNC109 - a site's time for each object, not the call's
@@ -145,6 +149,8 @@ async def stream_file(
     """Send one file to sites, a chunk in each object.
 
     *path* is a regular file, not to be changed while the stream runs; its last part is the label that receivers see.
+    Where somebody else has named it, *root* is the directory that it may not leave: then *path* is relative to that,
+    and leads through no symbolic link.
     *chunk_size* is in bytes, and every site's ``Limits.object`` has to have room for it. *digest* is how receivers
     check the whole: ``"blake2b"``, or ``"xxh3"``, which costs less time, but by which a file can be made to look like
     another. The other arguments, and what is returned, are as for all of ``fanstream.streamers``: its docstring tells.
@@ -155,6 +161,8 @@ async def stream_file(
     check_engine(engine)
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path is {path!r} of type {type(path).__name__}, expected a str or a path")
+    if root is not None and not isinstance(root, (str, os.PathLike)):
+        raise TypeError(f"root is {root!r} of type {type(root).__name__}, expected a str, a path or None")
     limit = engine.settings.limits.object - _ROOM
     if check_count(chunk_size, "chunk_size", least=1) > limit:
         raise ValueError(f"chunk_size is {chunk_size}, expected at most {limit}: Limits.object less {_ROOM}")
@@ -163,7 +171,7 @@ async def stream_file(
     options = check_options(options)
     seconds = check_timeout(timeout)
 
-    file = await anyio.to_thread.run_sync(lambda: open(os.fspath(path), "rb", opener=_open_regular))  # noqa: SIM115 - closed below
+    file = await anyio.to_thread.run_sync(_open, path, root)
     try:
         label = os.fsencode(Path(path).name).decode("utf-8", "replace")  # a name need not be UTF-8, a str is
         withdraw = options.gather != "all"
@@ -180,6 +188,31 @@ async def stream_file(
 
 class _BadFileError(Exception):
     """What arrived is no file, or not the one that was announced."""
+
+
+def _sender(fl_ctx: FLContext) -> str:
+    peer = fl_ctx.get_peer_context()
+    return "a site" if peer is None else peer.get_identity_name()
+
+
+def _rename_to_new(old: str, new: str, folder: int) -> None:
+    """Rename a file, and replace none.
+
+    Raises:
+        FileExistsError: there is a file of the new name.
+    """
+    try:
+        os.link(old, new, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)  # nobody can foresee the name
+    else:
+        try:
+            os.unlink(old, dir_fd=folder)
+        except OSError:
+            os.unlink(new, dir_fd=folder)
+            raise
 
 
 def _is_label(label: Any) -> TypeGuard[str]:
@@ -230,6 +263,10 @@ class FileConsumer(ObjectConsumer):
             await anyio.to_thread.run_sync(step, shareable, limiter=self._limiter)
         except _BadFileError as exc:
             return False, make_reply(ReturnCode.BAD_REQUEST_DATA, {"reason": str(exc)})
+        except OSError as exc:  # a full disk, a failing fsync: this file's matter (threat T21)
+            _log.warning("a file from %s cannot be kept in %s: %s", _sender(fl_ctx), self._directory, exc)
+            reason = f"the file cannot be kept here: {exc.strerror or type(exc).__name__}"  # without the path
+            return False, make_reply(ReturnCode.EXECUTION_EXCEPTION, {"reason": reason})
         if step != self._finish:
             return True, make_reply(ReturnCode.OK)
         reply = None
@@ -279,7 +316,7 @@ class FileConsumer(ObjectConsumer):
             raise _BadFileError("the digest of what came is not the digest of what was sent")
         os.fsync(self._file)
         whole = self._name.removesuffix(".part")
-        os.rename(self._name, whole, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        _rename_to_new(self._name, whole, self._folder)
         self._name = whole
         os.fsync(self._folder)
         os.close(self._file)
@@ -328,7 +365,7 @@ def register_files(
     if on_file is not None:
         check_callback(on_file, "on_file")
     check_count(max_size, "max_size")
-    if not {os.open, os.rename, os.unlink} <= os.supports_dir_fd:
+    if not {os.link, os.open, os.rename, os.unlink} <= os.supports_dir_fd:
         raise NotImplementedError("files cannot be received on a platform that opens none relative to a directory")
     folder = Path(directory).resolve()  # once: whoever puts a link in its place later redirects nothing
     if not folder.is_dir():

@@ -7,7 +7,6 @@ through asyncio's transports and streams: those copy or allocate for every read 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 import ssl
@@ -33,9 +32,8 @@ _READS: Final = 4  # system calls of one callback
 _UNIX_BUFFER: Final = 1024 * 1024  # bytes; the system may allow less
 _ACCEPTS: Final = 32
 _BACKLOG: Final = 1024
-_ACCEPT_PAUSE: Final = 0.5  # seconds, when the process is out of file descriptors
+_ACCEPT_PAUSE: Final = 0.5  # seconds, when nothing can be accepted: the process may be out of file descriptors
 _DEAD_AFTER: Final = 15_000  # milliseconds of unacknowledged data, as for a silent link
-_NO_DESCRIPTORS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 def _face() -> AsyncioFace:
@@ -188,6 +186,7 @@ class SocketListener(Listener):
         self._on_accept = on_accept
         self._path = address.path
         self._pause: asyncio.TimerHandle | None = None
+        self._told = False  # why it pauses, since it last accepted
         self.address = str(address)
         self._loop.add_reader(sock.fileno(), self._accept)
 
@@ -197,15 +196,23 @@ class SocketListener(Listener):
                 sock, _peer = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as exc:
-                if exc.errno not in _NO_DESCRIPTORS:
-                    raise
-                _log.warning("%s: %s; accepting pauses for %s s", self.address, exc.strerror, _ACCEPT_PAUSE)
-                self._loop.remove_reader(self._sock.fileno())
-                self._pause = self._loop.call_later(_ACCEPT_PAUSE, self._resume)
+            except OSError as exc:  # threat T22: out of file descriptors, most likely
+                self._stop_for_now(exc)
                 return
-            _prepare(sock)
+            self._told = False
+            try:
+                _prepare(sock)
+            except OSError:  # it is gone again
+                sock.close()
+                continue
             self._on_accept(sock)
+
+    def _stop_for_now(self, reason: OSError) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning("%s: %s; accepting pauses until it can go on", self.address, reason.strerror)
+        self._loop.remove_reader(self._sock.fileno())
+        self._pause = self._loop.call_later(_ACCEPT_PAUSE, self._resume)
 
     def _resume(self) -> None:
         self._pause = None
@@ -248,7 +255,7 @@ async def listen(
     face = _face()
     tls = _required(address, context)
     if address.scheme == "unix":
-        sock, bound = _bind_unix(address.path), address
+        sock, bound = _bind_unix(address), address
     else:
         sock, bound = await _bind_tcp(address, allow_plain=allow_plain or tls is not None)
     name = f"a peer of {bound}"
@@ -282,7 +289,7 @@ async def _listen_by_loop(
 
 async def _bind_tcp(address: Address, *, allow_plain: bool) -> tuple[socket.socket, Address]:
     family, where = await _resolve(address, allow_plain=allow_plain)
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = _new_socket(address, family)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
@@ -293,8 +300,16 @@ async def _bind_tcp(address: Address, *, allow_plain: bool) -> tuple[socket.sock
     return sock, replace(address, port=sock.getsockname()[1])
 
 
-def _bind_unix(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _new_socket(address: Address, family: socket.AddressFamily) -> socket.socket:
+    try:
+        return socket.socket(family, socket.SOCK_STREAM)
+    except OSError as exc:  # threat T22: out of file descriptors
+        raise ConnectError(f"{address}: {exc.strerror or exc}") from exc
+
+
+def _bind_unix(address: Address) -> socket.socket:
+    path = address.path
+    sock = _new_socket(address, socket.AF_UNIX)
     try:
         _remove_stale(path)
         sock.bind(path)
@@ -333,7 +348,7 @@ async def dial(address: Address, *, allow_plain: bool, context: ssl.SSLContext |
         where: tuple[str, int] | str = address.path
     else:
         family, where = await _resolve(address, allow_plain=allow_plain or tls is not None)
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = _new_socket(address, family)
     sock.setblocking(False)
     try:
         await face.loop.sock_connect(sock, where)
