@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fanstream.errors import RemoteProtocolError
 from fanstream.protocol.frames import CHUNK_HEADER, CHUNK_HEADER_SIZE, HEADER, HEADER_SIZE, FrameType, pack
-from fanstream.protocol.receiving import STAGE_SIZE, FrameReader
+from fanstream.protocol.receiving import BEHIND, STAGE_SIZE, FrameReader
 
 LIMIT = 4 * STAGE_SIZE
 
@@ -119,7 +119,7 @@ def test_any_cuts_give_the_same_calls(frames: list[bytes], cuts: list[int]) -> N
     assert reader.idle
 
 
-def test_a_long_body_lands_in_its_destination_with_room_for_one_header_behind() -> None:
+def test_a_long_body_lands_in_its_destination_with_a_little_room_behind() -> None:
     recorder = Recorder()
     reader = FrameReader(recorder)
     data = chunk(5, 0, bytes(STAGE_SIZE * 2))
@@ -127,7 +127,7 @@ def test_a_long_body_lands_in_its_destination_with_room_for_one_header_behind() 
     assert not reader.idle
     destination, stage = reader.get_buffers()
     assert destination.obj is recorder.landing
-    assert len(stage) == CHUNK_HEADER_SIZE
+    assert len(stage) == BEHIND
 
 
 def test_a_frame_that_is_not_whole_is_not_passed_on() -> None:

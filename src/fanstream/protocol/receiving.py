@@ -8,6 +8,9 @@ from ..errors import RemoteProtocolError
 from .frames import CHUNK, CHUNK_HEADER_SIZE, HEADER, HEADER_SIZE, FrameType
 
 STAGE_SIZE: Final = 64 * 1024
+BEHIND: Final = 2 * 1024
+"""Bytes read along with the end of a long body: the head of the next object and of its first chunk, and little more
+than those, since what is read here of a chunk is copied once more."""
 # Holds hundreds of small frames for each system call; a bulk transfer touches only its first 40 bytes.
 
 _SMALLEST_LIMIT: Final = 1024  # no limit of a frame's body is less (options.Limits)
@@ -64,10 +67,10 @@ class FrameReader:
         return self._into is None and self._have == 0
 
     def get_buffers(self) -> list[memoryview]:
-        """Return where the next bytes are to be read, in order: a destination and room for one header, or the stage."""
+        """Return where the next bytes are to be read, in order: a destination and room behind it, or the stage."""
         into = self._into
         if into is not None:
-            return [into, self._view[:CHUNK_HEADER_SIZE]]
+            return [into, self._view[:BEHIND]]
         return [self._view[self._have :]]
 
     def advance(self, count: int) -> None:
