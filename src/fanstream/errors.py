@@ -13,7 +13,9 @@
     ├── CodecError            a value that cannot be encoded, or bytes that cannot be decoded
     │   └── UnknownTypeError  a type that is not in the registry; ``.path`` says where it is
     ├── SecurityError         security was asked for and cannot be given
-    │   └── SealError         sealed bytes are not what their sender sealed
+    │   ├── SealError         sealed bytes are not what their sender sealed
+    │   ├── KitError          a file of a site's kit is refused; ``.path``, ``.reason`` and ``.fix``
+    │   └── IdentityError     a peer is not who it has to be; ``.code`` says in which way
     ├── NameInUseError        another living engine has this site's name
     └── SiteError             ``.site`` says which; ``__cause__`` says why
 
@@ -81,6 +83,35 @@ class SecurityError(EngineError):
 
 class SealError(SecurityError):
     """Sealed bytes are not what their sender sealed: forged, changed, replayed, or past their time."""
+
+
+class KitError(SecurityError):
+    """A file of a kit, or of a federation's folder, is missing, broken, out of date or open to others.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+        fix: what to do about it.
+    """
+
+    def __init__(self, path: object, reason: str, fix: str) -> None:
+        super().__init__(f"{path}: {reason}. {fix}")
+        self.path = str(path)
+        self.reason = reason
+        self.fix = fix
+
+
+class IdentityError(SecurityError):
+    """A certificate is not accepted, or is not that of whoever had to show one.
+
+    Attributes:
+        code: ``untrusted``, ``revoked``, ``expired``, ``not-yet-valid``, ``malformed``, ``wrong-federation``,
+            ``wrong-name``, ``wrong-role``; or ``refused``, where the peer is who refused, and does not say why.
+    """
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NameInUseError(EngineError):

@@ -1,0 +1,78 @@
+"""The files of a kit: read with their permissions checked, and written so that they are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from ..errors import KitError
+
+_LARGEST: Final = 1024 * 1024  # bytes: a kit's files have a few thousand
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def read_checked(path: Path, *, secret: bool = False) -> bytes:
+    """Read a file that nobody else may change; and, where it is secret, that nobody else may read.
+
+    Raises:
+        KitError: it is not there, is too long, or is open to others.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            _check_access(path, status, secret=secret)
+            data = file.read(_LARGEST + 1)
+    except FileNotFoundError as exc:
+        raise KitError(path, "is not there", "Copy the whole kit again") from exc
+    except OSError as exc:
+        raise KitError(path, f"cannot be read: {exc.strerror}", "Let the engine's user read it") from exc
+    if len(data) > _LARGEST:
+        raise KitError(path, f"has more than {_LARGEST} bytes", "Copy the kit again")
+    return data
+
+
+def _check_access(path: Path, status: os.stat_result, *, secret: bool) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise KitError(path, "is no regular file", "Copy the kit again")
+    if os.name != "posix":  # elsewhere the mode says nothing
+        return
+    if status.st_uid not in (os.geteuid(), 0):
+        raise KitError(
+            path,
+            f"belongs to user {status.st_uid}, and the engine runs as {os.geteuid()}",
+            f"Run: chown {os.geteuid()} {path}",
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if secret and mode & _OTHERS:
+        raise KitError(path, f"has mode {mode:04o}, and other users may use it", f"Run: chmod 600 {path}")
+    if mode & _OTHERS_WRITE:
+        raise KitError(path, f"has mode {mode:04o}, and other users may change it", f"Run: chmod go-w {path}")
+
+
+def write_whole(path: Path, data: bytes, *, secret: bool = False) -> None:
+    """Replace a file in one step: its reader finds the old content or the new.
+
+    Args:
+        path: where; its folder has to be there.
+        data: all of it.
+        secret: whether only this user may read it.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # of mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if not secret:
+            Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,60 @@
+"""Engines with kits: they find each other over TLS, directly and through the hub, with every kind of key and loop."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from fanstream import FLContext, Shareable, StreamContext, StreamEngine
+from fanstream.security import Kit, Role
+from fanstream.security.authority import KeyKind
+from fanstream.security.provision import Federation
+from tests.transports.conftest import UNWATCHED
+
+from .conftest import plan
+
+ASYNCIO: tuple[str, dict[str, Any]] = ("asyncio", {"use_uvloop": False})
+UVLOOP: tuple[str, dict[str, Any]] = ("asyncio", {"use_uvloop": True})
+LOOPS = [
+    pytest.param(ASYNCIO, id="asyncio"),
+    pytest.param(
+        UVLOOP, id="uvloop", marks=pytest.mark.skipif(find_spec("uvloop") is None, reason="uvloop is not installed")
+    ),
+    pytest.param(UNWATCHED, id="unwatched"),
+]
+
+
+def greet(engine: StreamEngine) -> None:
+    @engine.consumer("demo", "hello")
+    async def hello(shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> Shareable:
+        return Shareable({"size": len(shareable["data"]), "by": engine.name})
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)
+@pytest.mark.parametrize("kind", list(KeyKind))
+async def test_members_stream_to_each_other(kind: KeyKind, tmp_path: Path) -> None:
+    federation = Federation.make(plan(key=kind), tmp_path / "hospitals")
+    kits = {name: Kit.load(federation.kits / name) for name in federation.plan.roles()}
+    with anyio.fail_after(20):
+        async with (
+            StreamEngine("server", listen="tls://127.0.0.1:0", identity=kits["server"]) as server,
+            StreamEngine("site-1", connect=server.addresses, identity=kits["site-1"]) as one,
+            StreamEngine("site-2", connect=server.addresses, identity=kits["site-2"]) as two,
+        ):
+            greet(server)
+            greet(two)
+            await one.wait_for_sites(["server", "site-2"])
+            async with one.open_stream("demo", "hello", ["server", "site-2"]) as stream:
+                for size in (1, 100_000, 5_000_000):
+                    replies = await stream.send(Shareable({"data": b"x" * size}))
+                    assert {name: reply["size"] for name, reply in replies.items()} == {"server": size, "site-2": size}
+            (link,) = one._links
+            assert link.proven is not None
+            assert (link.proven.name, link.proven.role) == ("server", Role.HUB)
+            assert link.proven == kits["server"].identity
+            assert {link.proven.name for link in server._links if link.proven} == {"site-1", "site-2"}
