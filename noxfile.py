@@ -20,7 +20,7 @@ SUPPORTED: Final = ("3.11", "3.12", "3.13")
 PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
 
 # torch's default wheel weighs gigabytes, so only the session `torch` installs it.
-TESTED_EXTRAS: Final = ".[arrow,blake3,demo,security,trio,uvloop]"
+TESTED_EXTRAS: Final = ".[arrow,blake3,cli,demo,trio,uvloop]"
 
 
 def candidates() -> list[Path]:
@@ -95,7 +95,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 def torch(session: nox.Session) -> None:
     """Run the tests that need torch, which is large; posargs go to pytest."""
-    session.install(".[trio]", "torch==2.13.0", *group("test"))
+    session.install(".[cli,trio]", "torch==2.13.0", *group("test"))
     session.run("python", "-m", "pytest", "-m", "torch", *session.posargs)
 
 
@@ -144,7 +144,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 def docs(session: nox.Session) -> None:
     """Build the documentation into docs/_build/html; a warning is an error."""
-    session.install(".", *group("docs"))
+    session.install(".[security]", *group("docs"))
     output = ROOT / "docs" / "_build"
     shutil.rmtree(output, ignore_errors=True)
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", str(output / "html"))
@@ -166,5 +166,5 @@ def bench(session: nox.Session) -> None:
         script, options = "report", session.posargs
     if script not in scripts:
         session.error(f"no benchmark is named {script!r}; there are: {', '.join(scripts)}")
-    session.install(".", *group("bench"), *group("peers"))
+    session.install(".[security]", *group("bench"), *group("peers"))
     session.run("python", "-m", f"benchmarks.{script}", *options)

@@ -29,7 +29,7 @@ def main() -> None:
         options.rounds, options.sites = 1, [1, 2]
     objects = QUICK if options.quick else OBJECTS
     works = [(name, work.to(sites)) for name, work in objects.items() for sites in options.sites]
-    with certificates() as env:
+    with certificates(max(options.sites)) as env:
         rows = compare_loops(works, options.loops or loops(), rounds=options.rounds, transport="tls", env=env)
     say("tls", options, rows)
 

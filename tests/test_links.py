@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from fanstream import EngineSettings, FLContext, Shareable, StreamContext, StreamEngine, make_reply
-from fanstream.errors import ConnectError, NameInUseError
+from fanstream.errors import ConnectError, NameInUseError, SecurityError
 from fanstream.protocol.frames import HEADER
 from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
 from tests.federation import Keeper, Numbers, delayed, federation, until
@@ -138,7 +138,7 @@ async def test_a_socket_left_behind_is_replaced(tmp_path: Path) -> None:
 
 @on_sockets
 async def test_plain_tcp_beyond_loopback_is_refused_unless_asked_for() -> None:
-    with pytest.raises(ConnectError, match="not loopback"):
+    with pytest.raises(SecurityError, match="not loopback"):
         async with StreamEngine("server", listen="tcp://0.0.0.0:0"):
             pass
     async with StreamEngine(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import ssl
 from typing import Any
 
 import pytest
@@ -61,9 +60,6 @@ LIMITS: dict[str, list[tuple[Any, str]]] = {
     "half_open": [(0, "1 .*=0")],
 }
 
-LAX_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-LAX_TLS.minimum_version = ssl.TLSVersion.TLSv1_2
-
 ENGINE_SETTINGS: dict[str, list[tuple[Any, str]]] = {
     "limits": [("none", "none"), ({"window": 0}, "65536 .*=0"), (None, "None")],
     "heartbeat": [*NOT_SECONDS, (20, "15.0 s, not longer than heartbeat of 20.0 s")],
@@ -77,8 +73,6 @@ ENGINE_SETTINGS: dict[str, list[tuple[Any, str]]] = {
     "retry_first": [*NOT_SECONDS, (16, "retry_max is 15.0 s, less than retry_first of 16.0 s")],
     "retry_max": [*NOT_SECONDS, (0.01, "retry_max is 0.01 s, less than retry_first of 0.05 s")],
     "allow_plain_tcp": [("perhaps", "perhaps"), (None, "None")],
-    "tls_listen": [("cert.pem", "of type str, expected an ssl.SSLContext"), (LAX_TLS, "TLSv1_2.*, expected TLSv1_3")],
-    "tls_connect": [(b"", "of type bytes, expected an ssl.SSLContext"), (LAX_TLS, "TLSv1_2.*, expected TLSv1_3")],
     "public_props": [({"n": 1}, "1"), (["a"], "a"), ({"a": "x" * 300_000}, "300001 bytes, .* of 262144")],
     "workers": [(0, "1 .*=0")],
 }

@@ -5,18 +5,16 @@ Settings: all defaults. The consumer lets go of each object when it returns, and
 
 from __future__ import annotations
 
-import ssl
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from fanstream import (
     ConsumerFactory,
-    EngineSettings,
     FLContext,
     ObjectConsumer,
     ObjectProducer,
@@ -28,8 +26,11 @@ from fanstream import (
     make_reply,
 )
 
-from ..harness.certificates import context
+from ..harness.certificates import kit
 from . import Opener, Work, payload
+
+if TYPE_CHECKING:
+    from fanstream.security import Kit
 
 LOOP: Final = "uvloop"
 CHANNEL, TOPIC = "bench", "data"
@@ -124,26 +125,32 @@ def site_name(index: int) -> str:
     return f"site-{index + 1}"
 
 
+def load_kit(name: str) -> Kit:
+    """Load a kit; over other transports nothing of it is imported."""
+    from fanstream.security import Kit
+
+    return Kit.load(kit(name))
+
+
 @asynccontextmanager
 async def opener(sites: int, transport: str) -> AsyncIterator[Opener]:
     """Run the engine that sends."""
     async with AsyncExitStack() as stack:
-        address, settings = f"{transport}://127.0.0.1:0", EngineSettings()
+        address, identity = f"{transport}://127.0.0.1:0", None
         if transport == "unix":
             address = f"unix://{Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'fanstream'}"
         elif transport == "tls":
-            settings = EngineSettings(tls_listen=context(ssl.Purpose.CLIENT_AUTH))
-        engine = await stack.enter_async_context(StreamEngine("server", listen=address, settings=settings))
+            identity = load_kit("server")
+        engine = await stack.enter_async_context(StreamEngine("server", listen=address, identity=identity))
         yield EngineOpener(engine, sites)
 
 
 @asynccontextmanager
 async def site(address: str, index: int) -> AsyncIterator[None]:
     """Run an engine that receives."""
-    settings = EngineSettings()
-    if address.startswith("tls"):
-        settings = EngineSettings(tls_connect=context(ssl.Purpose.SERVER_AUTH))
-    async with StreamEngine(site_name(index), connect=address, settings=settings) as engine:
+    name = site_name(index)
+    identity = load_kit(name) if address.startswith("tls") else None
+    async with StreamEngine(name, connect=address, identity=identity) as engine:
         engine.register_stream_processing(CHANNEL, TOPIC, Takers())
         await engine.wait_for_sites(["server"])
         yield

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import anyio
 
 from . import transports
-from .errors import ConnectError, NameInUseError, RemoteProtocolError, TransportError
+from .errors import ConnectError, IdentityError, NameInUseError, RemoteProtocolError, SecurityError, TransportError
 from .link import Link
+from .membership import Refusals, watch_kit
 from .protocol.bodies import Hello, Opening
 from .protocol.core import LinkCore, Refusal, Surroundings
 from .protocol.events import Opened, PresenceChanged
@@ -31,6 +32,9 @@ from .transports.memory import LOCAL, MemoryListener, network_now, watch
 if TYPE_CHECKING:
     from .options import EngineSettings
 
+if TYPE_CHECKING:
+    from .security.kit import Kit
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +46,7 @@ class Connections:
         settings: the engine's.
         listen: addresses to be dialled at; with any, the engine is a hub.
         connect: addresses of one hub, tried in order. With neither, engines of one event loop find each other by name.
+        kit: the engine's identity, for ``tls``.
         decoder: turns envelopes into objects.
         tasks: where the links' tasks live.
         admit: says whether the engine itself takes a stream.
@@ -54,6 +59,7 @@ class Connections:
         settings: EngineSettings,
         listen: Sequence[Address],
         connect: Sequence[Address],
+        kit: Kit | None,
         decoder: Decoder,
         tasks: Tasks,
         admit: Callable[[Opening], Refusal | None],
@@ -63,6 +69,7 @@ class Connections:
         self._settings = settings
         self._listen = listen
         self._connect = connect
+        self._kit = kit
         self._tasks = tasks
         self.face = tasks.face
         self.deadlines = tasks.deadlines
@@ -73,6 +80,7 @@ class Connections:
         self._ended = self.face.wakeup()
         self._listeners: list[Listener] = []
         self._half_open = 0
+        self._refusals = Refusals(name, tasks.face.time)
         self._closing = False
         self._local: dict[str, Link] = {}  # dialled to engines of this event loop, by name
         self._dial_error: Exception | None = None
@@ -98,14 +106,20 @@ class Connections:
 
         Raises:
             ConnectError: an address cannot be bound.
+            SecurityError: it is plain TCP beyond loopback, and that was not asked for.
         """
+        kit = self._kit
         for address in self._listen:
-            settings = self._settings
             self._listeners.append(
                 await transports.listen(
-                    address, self._accepted, allow_plain=settings.allow_plain_tcp, context=settings.tls_listen
+                    address,
+                    self._accepted,
+                    allow_plain=self._settings.allow_plain_tcp,
+                    context=None if kit is None else lambda: kit.context,
                 )
             )
+        if kit is not None:
+            self._tasks.spawn(watch_kit, kit, self, name="kit")
         if self._connect:
             self._tasks.spawn(self._dial_for_ever, name="dial")
         elif not self._listen:
@@ -154,10 +168,11 @@ class Connections:
 
         Raises:
             NameInUseError: the hub says that another engine has this site's name.
+            SecurityError: the hub is not who it has to be, refuses this site, or cannot be reached safely.
         """
         missing = set(wanted)
         while not missing <= self.names():
-            if isinstance(self._dial_error, NameInUseError):
+            if isinstance(self._dial_error, (NameInUseError, SecurityError)):
                 raise self._dial_error
             await self._sites.changed()
 
@@ -202,6 +217,8 @@ class Connections:
             self._local = {name: other for name, other in self._local.items() if other is not link}
             if not link.dialler and not link.peer:
                 self._half_open -= 1
+                if link.goodbye is not None:
+                    self._refusals.tell(link.goodbye)
             self._ended.set()
 
     async def _dial_for_ever(self) -> None:
@@ -216,15 +233,18 @@ class Connections:
 
     async def _dial(self, address: Address) -> bool:
         """Dial one address and live with its link; return whether there was one."""
+        kit = self._kit
         try:
+            if kit is not None and address.scheme == "tls":
+                kit.check(kit.identity)
             with anyio.fail_after(self._settings.limits.hello_timeout):
                 wire = await transports.dial(
                     address,
                     self.name,
                     allow_plain=self._settings.allow_plain_tcp,
-                    context=self._settings.tls_connect,
+                    context=None if kit is None else kit.context,
                 )
-        except (TransportError, TimeoutError) as exc:
+        except (TransportError, SecurityError, TimeoutError) as exc:
             self._failed(exc)
             return False
         link = self._make(wire, dialler=True)
@@ -232,7 +252,10 @@ class Connections:
         if link.peer and link.goodbye is None:
             self._dial_error = None
         else:
-            self._failed(link.goodbye or ConnectError(f"{address}: {link.ended or 'it ended before its greeting'}"))
+            reason = link.ended or "it ended before its greeting"
+            if link.proven is not None and not link.peer:
+                reason += "; the hub's log says whether it refused this site's certificate"
+            self._failed(link.goodbye or ConnectError(f"{address}: {reason}"))
         return self._dial_error is None
 
     def _failed(self, error: Exception) -> None:
@@ -259,6 +282,7 @@ class Connections:
     def greeted(self, link: Link, hello: Hello) -> None:
         """A peer has said HELLO."""
         if link.dialler:
+            self._dial_error = None
             self._sites.add(link)
             return
         self._half_open -= 1
@@ -296,6 +320,8 @@ class Connections:
         """A peer has said GOAWAY."""
         if link.dialler and code == "name-in-use":
             link.goodbye = NameInUseError(reason)
+        elif link.dialler and code == "refused":
+            link.goodbye = IdentityError(f"the hub refuses this site: {reason}", code="refused")
         elif code == "protocol":
             _log.warning("link to %s: the peer says that this side broke the protocol: %s", link.peer, reason)
 

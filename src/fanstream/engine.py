@@ -21,6 +21,7 @@ from .deadlines import Deadline
 from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
 from .incoming import Handling, IncomingStream
+from .membership import check_addresses
 from .outgoing import OutgoingStream, Work
 from .producing import ProducerRun
 from .protocol.bodies import Opening
@@ -30,10 +31,13 @@ from .registry import Registration, Registry
 from .shareable import ReturnCode
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult
 from .tasks import Tasks
-from .transports.addresses import Address, parse_all
+from .transports.addresses import parse_all
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .options import EngineSettings, StreamOptions
+    from .security.kit import Kit
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +53,11 @@ class StreamEngine(StreamableEngine):
         listen: addresses to be dialled at, as URLs, one or a list: the engine is a hub.
         connect: addresses of one hub, tried in order. With neither, engines of one event loop find each other by name.
         settings: how the engine runs.
+        identity: this site's kit, which ``tls://`` addresses need. The engine looks after it while it runs.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
+        SecurityError: a ``tls://`` address has no kit, or one of another site or role.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class StreamEngine(StreamableEngine):
         listen: str | Sequence[str] | None = None,
         connect: str | Sequence[str] | None = None,
         settings: EngineSettings | None = None,
+        identity: Kit | None = None,
     ) -> None:
         from .options import EngineSettings
 
@@ -70,8 +77,8 @@ class StreamEngine(StreamableEngine):
         if settings is not None and not isinstance(settings, EngineSettings):
             raise TypeError(f"settings is of type {type(settings).__name__}, expected EngineSettings")
         self.settings = settings or EngineSettings()
-        _check_tls(self._listen, "listen", self.settings.tls_listen)
-        _check_tls(self._connect, "connect", self.settings.tls_connect)
+        self.identity = identity
+        self._connect = check_addresses(self.name, self._listen, self._connect, identity)
         self.codec = Codec(self.settings.limits)
         self.run_abort_signal = AbortSignal()
         self._registry = Registry()
@@ -81,6 +88,29 @@ class StreamEngine(StreamableEngine):
         self._known: dict[bytes, None] = {}
         self._sweep: Deadline | None = None
         self._state = "new"
+
+    @classmethod
+    def from_kit(cls, folder: str | Path, *, settings: EngineSettings | None = None) -> Self:
+        """Make the engine that a kit describes; needs ``fanstream[security]``.
+
+        Args:
+            folder: the kit's.
+            settings: in place of those in its ``kit.toml``.
+
+        Raises:
+            KitError: the kit is refused.
+        """
+        from .security import Kit
+
+        kit = Kit.load(folder)
+        told = kit.settings
+        return cls(
+            told.name,
+            listen=told.listen or None,
+            connect=told.connect or None,
+            settings=settings or told.engine,
+            identity=kit,
+        )
 
     # --- lifetime ---
 
@@ -95,7 +125,15 @@ class StreamEngine(StreamableEngine):
         self._idle = self.face.wakeup()
         self._registered = anyio.Event()
         self._links = Connections(
-            self.name, self.settings, self._listen, self._connect, self.codec, self._tasks, self._admit, self._opened
+            self.name,
+            self.settings,
+            self._listen,
+            self._connect,
+            self.identity,
+            self.codec,
+            self._tasks,
+            self._admit,
+            self._opened,
         )
         await self._tasks.start()
         try:
@@ -157,6 +195,7 @@ class StreamEngine(StreamableEngine):
 
         Raises:
             NameInUseError: the hub says that another engine has this site's name.
+            SecurityError: the hub is not who it has to be, refuses this site, or cannot be reached safely.
         """
         self._check_running()
         if isinstance(sites, str):
@@ -440,9 +479,3 @@ class StreamEngine(StreamableEngine):
         handle.result = work.done
         if not opened:
             raise ClosedError(f"stream {stream.stream_id} was aborted while it was being opened")
-
-
-def _check_tls(addresses: Sequence[Address], argument: str, context: Any) -> None:
-    for address in addresses:
-        if address.scheme == "tls" and context is None:
-            raise ValueError(f"{argument} has {address}, which needs settings.tls_{argument}: an ssl.SSLContext")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .deadlines import Deadline, Deadlines
-from .errors import BrokenError, RemoteProtocolError
+from .errors import BrokenError, ConnectError, RemoteProtocolError, SecurityError
 from .protocol.bodies import Hello
 from .protocol.core import LinkCore, Surroundings
 from .protocol.events import Departed, Event, Greeted, Opened, PresenceChanged, Silent, StreamEvent
+from .protocol.session import SessionState
 from .transports.base import Wire
 from .wakeup import Face
+
+if TYPE_CHECKING:
+    from .security.identity import Identity
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +50,8 @@ class Link:
         dialler: whether this side dialled.
         open: whether streams may use it; the engine sets it.
         error: the peer's offence, if one ended the link.
-        goodbye: what the peer's goodbye means to whoever dialled, if that is an error.
+        goodbye: an error that says more than that the link ended: what the peer's goodbye means to whoever dialled, or
+            why hands could not be shaken.
         ended: why the connection ended, once it has.
     """
 
@@ -61,7 +66,9 @@ class Link:
         self.goodbye: Exception | None = None
         self.ended = ""
         self._time = host.face.time
-        self.core = LinkCore(me, shared, dialler=dialler, on_output=wire.wake, now=self._time())
+        self.core = LinkCore(
+            me, shared, dialler=dialler, on_output=wire.wake, now=self._time(), proven=self._proven_name
+        )
         self.get_buffers = self.core.get_buffers
         self._scheduler = self.core.scheduler
 
@@ -70,6 +77,19 @@ class Link:
         """The peer's name; empty before its HELLO."""
         return self.core.peer
 
+    @property
+    def proven(self) -> Identity | None:
+        """Who the peer has proven to be, once it has; None where nothing proves it."""
+        return self._wire.peer
+
+    @property
+    def leaving(self) -> bool:
+        """Whether one side has said GOAWAY."""
+        return self.core.session.state is SessionState.CLOSING
+
+    def _proven_name(self) -> str | None:
+        return None if self._wire.peer is None else self._wire.peer.name
+
     async def run(self) -> None:
         """Live until the connection ends."""
         self._set_timer()
@@ -77,6 +97,8 @@ class Link:
         try:
             ended = await self._wire.run(self)
             reason = str(self.error or ended or "this side closed the link")
+            if isinstance(ended, (SecurityError, ConnectError)):
+                self.goodbye = ended
         finally:
             self.open = False
             self.ended = reason

@@ -6,9 +6,9 @@ What runs on these models gets them handed in, and imports this module no sooner
 takes longer to load than all the rest of ``import fanstream``.
 """
 
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .arguments import LONGEST_TIMEOUT
 from .policies import Gather, Straggler
@@ -21,7 +21,6 @@ WIDEST: Final = 4096  # objects: the largest window
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_TLS_1_3: Final = 0x0304  # RFC 8446, section 4.1.2
 _LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
 
 
@@ -150,8 +149,6 @@ class EngineSettings(_Frozen):
         retry_first: the first pause between two attempts to dial.
         retry_max: the longest such pause.
         allow_plain_tcp: permit ``tcp://`` on an address that is not loopback: no privacy, no identity.
-        tls_listen: the ``ssl.SSLContext`` for ``tls://`` addresses to listen at; TLS 1.3 at least.
-        tls_connect: the same for those to connect to.
         public_props: props that every context of this engine shows to its peers.
         workers: threads for synchronous producers and consumers.
     """
@@ -168,23 +165,8 @@ class EngineSettings(_Frozen):
     retry_first: Seconds = 0.05
     retry_max: Seconds = 15.0
     allow_plain_tcp: bool = False
-    tls_listen: Any = None  # an SSLContext; the core knows these settings, and must not know ssl
-    tls_connect: Any = None
     public_props: dict[str, str] = {}
     workers: Annotated[int, Field(ge=1)] = 40
-
-    @field_validator("tls_listen", "tls_connect")
-    @classmethod
-    def _is_tls_1_3(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is None:
-            return None
-        if not callable(getattr(value, "wrap_bio", None)):
-            raise ValueError(  # noqa: TRY004 - pydantic makes its own error of a ValueError alone
-                f"{info.field_name} is of type {type(value).__name__}, expected an ssl.SSLContext"
-            )
-        if value.minimum_version < _TLS_1_3:
-            raise ValueError(f"{info.field_name} has a minimum_version of {value.minimum_version!r}, expected TLSv1_3")
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -81,6 +81,7 @@ class LinkCore:
         dialler: whether this side dialled.
         on_output: called when there is something to write after there was nothing.
         now: the time.
+        proven: returns the name that the peer has proven to have, once it has; None where nothing proves it.
 
     Attributes:
         allowance: bytes of one stream that may come ahead of their grants, at most.
@@ -97,6 +98,7 @@ class LinkCore:
         dialler: bool,
         on_output: Callable[[], object],
         now: float,
+        proven: Callable[[], str | None] = lambda: None,
     ) -> None:
         settings = shared.settings
         limits = settings.limits
@@ -114,6 +116,7 @@ class LinkCore:
             silence=settings.silence,
             hello_timeout=limits.hello_timeout,
             now=now,
+            proven=proven,
         )
         self._reader = FrameReader(self)
         self.get_buffers = self._reader.get_buffers

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..arguments import SITE_NAME
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..options import Limits
 from . import bodies
 from .events import Departed, Event, Greeted, PresenceChanged, Silent
 from .frames import MAGIC, VERSIONS, Flag, FrameType, pack
 from .sending import Scheduler
+
+if TYPE_CHECKING:
+    from ..options import Limits
 
 _PING: Final = pack(FrameType.PING)
 _INCARNATION_SIZE: Final = 16
@@ -54,6 +56,7 @@ class Session:
         events: where this session's events are appended.
         heartbeat, silence, hello_timeout: in seconds; see ``EngineSettings`` and ``Limits``.
         now: the time.
+        proven: returns the name that the peer has proven to have, once it has; None where nothing proves it.
     """
 
     def __init__(
@@ -67,8 +70,10 @@ class Session:
         silence: float,
         hello_timeout: float,
         now: float,
+        proven: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._me = me
+        self._proven = proven
         self._scheduler = scheduler
         self._events = events
         # Each PING is answered, and the answer is a sign of life too: so one side's PINGs are enough.
@@ -154,6 +159,9 @@ class Session:
             )
         if SITE_NAME.match(hello.site) is None:
             raise RemoteProtocolError(f"HELLO from {hello.site[:_SHOWN]!r}, which is no site's name")
+        proven = self._proven()
+        if proven is not None and hello.site != proven:
+            raise RemoteProtocolError(f"HELLO from {hello.site}, and the certificate is that of {proven}")
         if len(hello.incarnation) != _INCARNATION_SIZE:
             raise RemoteProtocolError(f"HELLO with an incarnation of {len(hello.incarnation)} bytes, expected 16")
         if hello.frame < 4096 or hello.window < hello.frame or hello.relay_window < 4096 or hello.backlog < 1:

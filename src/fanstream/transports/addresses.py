@@ -8,6 +8,8 @@ from pathlib import PurePath
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from ..arguments import check_site
+
 SCHEMES: Final = ("memory", "tcp", "tls", "unix")
 
 
@@ -20,12 +22,14 @@ class Address:
         host: for ``tcp`` and ``tls``: a name or an IP address. For ``memory``: the name.
         port: for ``tcp`` and ``tls``; 0 lets the system choose when listening.
         path: for ``unix``.
+        peer: for ``tls``: the name of the site that has to answer there; empty where it is not said.
     """
 
     scheme: str
     host: str = ""
     port: int = 0
     path: str = ""
+    peer: str = ""
 
     def __str__(self) -> str:
         if self.scheme == "unix":
@@ -33,7 +37,7 @@ class Address:
         if self.scheme == "memory":
             return f"memory://{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}" + (f"?name={self.peer}" if self.peer else "")
 
 
 def parse(url: Any, argument: str) -> Address:
@@ -52,7 +56,15 @@ def parse(url: Any, argument: str) -> Address:
         raise ValueError(f"{argument} is {url!r}: {exc}") from exc
     if parts.scheme not in SCHEMES:
         raise ValueError(f"{argument} is {url!r}, expected a URL with one of the schemes {', '.join(SCHEMES)}")
-    if parts.query or parts.fragment or parts.username is not None:
+    peer = ""
+    if parts.scheme == "tls" and parts.query:
+        key, _, peer = parts.query.partition("=")
+        if key != "name":
+            raise ValueError(f"{argument} is {url!r}, expected no query but ?name=, the name of the hub there")
+        check_site(peer, f"{argument} is {url!r}, whose name")
+    elif parts.query:
+        raise ValueError(f"{argument} is {url!r}, expected nothing but scheme and address")
+    if parts.fragment or parts.username is not None:
         raise ValueError(f"{argument} is {url!r}, expected nothing but scheme and address")
     if parts.scheme == "unix":
         if parts.netloc or not PurePath(parts.path).is_absolute():
@@ -68,7 +80,7 @@ def parse(url: Any, argument: str) -> Address:
         return Address("memory", host=parts.netloc)
     if not parts.hostname or port is None:
         raise ValueError(f"{argument} is {url!r}, expected {parts.scheme}://host:port")
-    return Address(parts.scheme, host=parts.hostname, port=port)
+    return Address(parts.scheme, host=parts.hostname, port=port, peer=peer)
 
 
 def parse_all(urls: Any, argument: str) -> list[Address]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..security.identity import Identity
 
 
 class Pump(Protocol):
@@ -21,7 +24,13 @@ class Pump(Protocol):
 
 
 class Wire(ABC):
-    """One connection's bytes."""
+    """One connection's bytes.
+
+    Attributes:
+        peer: who the other end has proven to be, before any byte of it is handed on; None where nothing proves it.
+    """
+
+    peer: Identity | None = None
 
     @property
     @abstractmethod

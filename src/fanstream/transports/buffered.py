@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import anyio
 
-from ..errors import BrokenError, ConnectError, TransportError
+from ..errors import BrokenError, ConnectError, IdentityError, SecurityError, TransportError
 from ..wakeup import AsyncioFace
 from .base import Pump
 from .ending import EndingWire
@@ -20,6 +20,7 @@ from .ending import EndingWire
 _OUTPUT: Final = 512 * 1024  # bytes asked of the pump at a time: so much is encrypted before the loop has its turn
 _HELD: Final = 512 * 1024  # bytes of ciphertext that wait for the socket
 _SHUTDOWN: Final = 5.0  # seconds for the farewell of TLS
+_EARLY: Final = 64 * 1024  # bytes that may follow a handshake before the loop has said that it is over
 
 
 def watches(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bool:
@@ -40,6 +41,7 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
         sock: the connected socket; None when the loop has accepted it, and ``connection_made`` follows.
         context: for TLS; None carries plain bytes.
         server_name: for a dialler over TLS, whom the peer's certificate has to name; None for the side that accepted.
+            The context compares it.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
         self._begun = context is None and sock is None
         self._scheduled = False
         self._paused = False  # the transport holds what it was given
+        self._upgrading = False  # the loop has its transport back, and makes one of TLS of it
+        self._early = bytearray()
         self._handshake: anyio.CancelScope | None = None
 
     # --- the wire ---
@@ -67,7 +71,8 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
         """Shake hands.
 
         Raises:
-            ConnectError: the peer speaks no TLS, or one of the two does not accept the other's certificate.
+            ConnectError: the peer speaks no TLS, or does not accept this side's certificate.
+            IdentityError: this side does not accept the peer's.
             BrokenError: the peer is gone.
         """
         self._begun = True
@@ -77,7 +82,9 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
         try:
             if self._sock is None:  # and so the loop has accepted it, for a plain transport
                 context = tls.pop("ssl")
+                self._upgrading = True
                 self._take(await self._loop.start_tls(self._transport, self, context, server_side=True, **tls))
+                self._hand_on_early()
             elif self._server_name is None:
                 await self._loop.connect_accepted_socket(lambda: self, self._sock, **tls)
             else:
@@ -86,6 +93,10 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
                 await self._loop.create_connection(lambda: self, sock=self._sock, **tls)
         except (ConnectionError, EOFError) as exc:
             raise BrokenError(f"{self._name}: the other end closed it in the handshake") from exc
+        except ssl.SSLCertVerificationError as exc:
+            cause = exc.__cause__
+            code = cause.code if isinstance(cause, IdentityError) else "untrusted"
+            raise IdentityError(f"{self._name}: {cause or exc}", code=code) from exc
         except (OSError, ssl.SSLError) as exc:
             raise ConnectError(f"{self._name}: no TLS link: {exc}") from exc
 
@@ -100,7 +111,7 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
                     self._transport.resume_reading()
                 self._write()
                 await self._done.wait()
-        except TransportError as exc:
+        except (TransportError, SecurityError) as exc:
             self._reason = self._reason or exc
         finally:
             self._end(None)
@@ -157,6 +168,7 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
             transport.abort()
             return
         self._transport = transport
+        self.peer = getattr(transport.get_extra_info("ssl_object"), "identity", None)
         if self._context is None:
             # A plain transport may keep the buffers it was given, and they are the link's again once it asks for more.
             transport.set_write_buffer_limits(high=0)
@@ -167,12 +179,33 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         assert self._pump is not None, "read while paused"
+        if self._upgrading:
+            self._stage = bytearray(_EARLY)
+            return memoryview(self._stage)
         return self._pump.get_buffers()[0]
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._ended or self._closing or self._pump is None:
             return
+        if self._upgrading:
+            self._early += self._stage[:nbytes]
+            if len(self._early) > _EARLY:
+                self._end(BrokenError(f"{self._name}: more than {_EARLY} bytes came with the handshake"))
+            return
         self._pump.received(nbytes)
+
+    def _hand_on_early(self) -> None:
+        """Pass on what came with the end of the handshake: until then it was not known who the peer is."""
+        self._upgrading = False
+        left = memoryview(bytes(self._early))
+        self._early = bytearray()
+        while left and not (self._ended or self._closing):
+            assert self._pump is not None
+            room = self._pump.get_buffers()[0]
+            count = min(len(room), len(left))
+            room[:count] = left[:count]
+            self._pump.received(count)
+            left = left[count:]
 
     def eof_received(self) -> None:
         self._end(BrokenError(f"{self._name}: the other end closed it"))

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 import stat
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from ..errors import BrokenError, ConnectError
+from ..errors import BrokenError, ConnectError, SecurityError
 from ..wakeup import AsyncioFace, current_face
 from .addresses import Address, is_loopback
 from .base import Listener, OnConnect, Pump, Wire
@@ -34,6 +36,7 @@ _ACCEPTS: Final = 32
 _BACKLOG: Final = 1024
 _ACCEPT_PAUSE: Final = 0.5  # seconds, when nothing can be accepted: the process may be out of file descriptors
 _DEAD_AFTER: Final = 15_000  # milliseconds of unacknowledged data, as for a silent link
+_CREDENTIALS: Final = struct.Struct("iII")  # unix(7): process, user, group
 
 
 def _face() -> AsyncioFace:
@@ -244,14 +247,25 @@ class LoopListener(Listener):
                 Path(self._path).unlink(missing_ok=True)
 
 
-async def listen(
-    address: Address, on_connect: OnConnect, *, allow_plain: bool, context: ssl.SSLContext | None = None
-) -> Listener:
-    """Bind an address.
+def _check_user(sock: socket.socket, name: str) -> None:
+    """Check that the other end of a Unix socket is this user's too: its mode alone may have been changed (threat T1).
 
     Raises:
-        ConnectError: it cannot be bound, or is plain TCP beyond loopback and that was not asked for.
+        SecurityError: it is another's.
     """
+    if sock.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
+        return
+    _process, user, _group = _CREDENTIALS.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    if user != os.geteuid():
+        raise SecurityError(f"{name}: the other end runs as user {user}, this one as {os.geteuid()}")
+
+
+async def listen(
+    address: Address, on_connect: OnConnect, *, allow_plain: bool, context: Callable[[], ssl.SSLContext] | None = None
+) -> Listener:
+    """Bind an address; see ``fanstream.transports.listen``."""
     face = _face()
     tls = _required(address, context)
     if address.scheme == "unix":
@@ -260,17 +274,46 @@ async def listen(
         sock, bound = await _bind_tcp(address, allow_plain=allow_plain or tls is not None)
     name = f"a peer of {bound}"
     if not watches(face.loop, sock):
-        return await _listen_by_loop(face, sock, bound, on_connect, lambda: BufferedWire(name, face, context=tls))
-    if tls is None:
-        return SocketListener(sock, bound, lambda accepted: on_connect(SocketWire(accepted, name, face)))
-    return SocketListener(sock, bound, lambda accepted: on_connect(BufferedWire(name, face, accepted, context=tls)))
+        return await _listen_by_loop(
+            face, sock, bound, on_connect, lambda: BufferedWire(name, face, context=tls and tls())
+        )
+    if tls is not None:
+        make = tls
+        return SocketListener(
+            sock,
+            bound,
+            lambda accepted: on_connect(BufferedWire(_name(accepted, name), face, accepted, context=make())),
+        )
+
+    def accept(accepted: socket.socket) -> None:
+        try:
+            _check_user(accepted, name)
+        except SecurityError as exc:
+            _log.warning("%s", exc)
+            accepted.close()
+            return
+        on_connect(SocketWire(accepted, name, face))
+
+    return SocketListener(sock, bound, accept)
 
 
-def _required(address: Address, context: ssl.SSLContext | None) -> ssl.SSLContext | None:
+def _name(sock: socket.socket, otherwise: str) -> str:
+    """Return where a peer calls from, for the log of those that are refused."""
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:  # it is gone already
+        return otherwise
+    return f"{otherwise}, {host} port {port}"
+
+
+_Context = TypeVar("_Context")
+
+
+def _required(address: Address, context: _Context | None) -> _Context | None:
     if address.scheme != "tls":
         return None
     if context is None:
-        raise ConnectError(f"{address} needs an SSL context: tls_listen to listen, tls_connect to connect")
+        raise SecurityError(f"{address} needs an identity")
     return context
 
 
@@ -336,11 +379,7 @@ def _remove_stale(path: str) -> None:
 
 
 async def dial(address: Address, *, allow_plain: bool, context: ssl.SSLContext | None = None) -> Wire:
-    """Connect to an address.
-
-    Raises:
-        ConnectError: it cannot be reached, or is plain TCP beyond loopback and that was not asked for.
-    """
+    """Connect to an address; see ``fanstream.transports.dial``."""
     face = _face()
     tls = _required(address, context)
     if address.scheme == "unix":
@@ -352,6 +391,7 @@ async def dial(address: Address, *, allow_plain: bool, context: ssl.SSLContext |
     sock.setblocking(False)
     try:
         await face.loop.sock_connect(sock, where)
+        _check_user(sock, str(address))
         _prepare(sock)
     except OSError as exc:
         sock.close()
@@ -361,7 +401,7 @@ async def dial(address: Address, *, allow_plain: bool, context: ssl.SSLContext |
         raise
     if tls is None and watches(face.loop, sock):
         return SocketWire(sock, str(address), face)
-    return BufferedWire(str(address), face, sock, context=tls, server_name=address.host)
+    return BufferedWire(str(address), face, sock, context=tls, server_name=address.peer or address.host)
 
 
 async def _resolve(address: Address, *, allow_plain: bool) -> tuple[socket.AddressFamily, tuple[str, int]]:
@@ -372,7 +412,7 @@ async def _resolve(address: Address, *, allow_plain: bool) -> tuple[socket.Addre
     family, _kind, _protocol, _name, where = found[0]
     host = str(where[0])
     if not allow_plain and not is_loopback(host):
-        raise ConnectError(
+        raise SecurityError(
             f"{address} leads to {host}, which is not loopback: plain TCP has no privacy and no identity. "
             "Set allow_plain_tcp=True in EngineSettings if that is what you want"
         )
