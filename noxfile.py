@@ -122,6 +122,13 @@ def processes(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def soak(session: nox.Session) -> None:
+    """Stream for an hour between real processes that are disturbed, and see what grows; `-- --minutes 5` for less."""
+    session.install(".", *group("test"))
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
 def lint(session: nox.Session) -> None:
     """Check style, format and the direction of imports; `nox -s lint -- --fix` mends what can be mended."""
     session.install(*group("lint"))

@@ -1,7 +1,8 @@
 """One engine in a process of its own, which a driver tells what to do: JSON lines in, JSON lines out.
 
-It consumes whatever comes on ``rig/objects`` and writes each effect to an append-only log, synced before the reply
-leaves; as an opener it logs each reply likewise. So what is in the logs of a process that was killed has happened.
+It takes files on ``rig/files``, consumes what comes on ``rig/objects``, and writes each effect to an append-only log,
+synced before the reply leaves; as an opener it logs each reply likewise. So what is in the logs of a process that was
+killed has happened.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from fanstream import (
     StreamContext,
     StreamEngine,
     StreamOptions,
+    StreamResult,
     make_reply,
 )
+from fanstream.streamers import ReceivedFile, register_files, stream_file
 
 CHANNEL: Final = "rig"
 TOPIC: Final = "objects"
+FILES: Final = "files"
 _PIECE: Final = bytes(range(251)) * 4200  # about 1 MiB, of a period that no size has
 _LONGEST_LINE: Final = 1024 * 1024
 
@@ -171,6 +175,7 @@ class Worker:
         """Begin what the driver has said."""
         handlers: dict[str, Callable[..., object]] = {
             "stream": lambda **told: self._tasks.start_soon(self._stream, told),
+            "file": lambda **told: self._tasks.start_soon(self._file, told),
             "work": self._work,
             "statistics": lambda: say(statistics=statistics(self._engine)),
         }
@@ -195,17 +200,26 @@ class Worker:
                 CHANNEL, TOPIC, {"run": run}, targets, producer, fl_ctx,
                 options=StreamOptions(window=told.get("window", 8)),
             )  # fmt: skip
-            say(
-                result={
-                    "run": run,
-                    "rc": result.rc,
-                    "objects": result.objects,
-                    "complete": result.complete,
-                    "sites": {name: {"rc": site.rc, **site.outcomes} for name, site in result.sites.items()},
-                }
-            )
+            say(result=_told(run, result))
         if limit.cancelled_caught:
             say(result={"run": run, "rc": "cancelled"})
+
+    async def _file(self, told: dict[str, Any]) -> None:
+        engine, run = self._engine, told["run"]
+        fl_ctx = engine.new_context()
+        result, _replies = await stream_file(engine, CHANNEL, FILES, told["targets"], told["path"], fl_ctx)
+        say(result=_told(run, result))
+
+
+def _told(run: int, result: StreamResult) -> dict[str, Any]:
+    """Say how a stream ended."""
+    return {
+        "run": run,
+        "rc": result.rc,
+        "objects": result.objects,
+        "complete": result.complete,
+        "sites": {name: {"rc": site.rc, **site.outcomes} for name, site in result.sites.items()},
+    }
 
 
 async def watch_sites(engine: StreamEngine) -> None:
@@ -219,6 +233,11 @@ async def watch_sites(engine: StreamEngine) -> None:
             say(left=name, at=time.monotonic())
         known = now
         await anyio.sleep(0.02)
+
+
+def remove(file: ReceivedFile, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+    """Take a file that has arrived, whose digest was checked."""
+    file.path.unlink()
 
 
 async def run(arguments: argparse.Namespace) -> None:
@@ -235,6 +254,9 @@ async def run(arguments: argparse.Namespace) -> None:
         async with engine, anyio.create_task_group() as tg:
             consumers = Consumers(log, quiet=arguments.quiet)
             engine.register_stream_processing(CHANNEL, TOPIC, consumers)
+            folder = Path(arguments.log).with_suffix(".files")
+            folder.mkdir(exist_ok=True)
+            register_files(engine, CHANNEL, FILES, folder, remove)
             worker = Worker(engine, log, consumers, tg)
             tg.start_soon(watch_sites, engine)
             say(ready=engine.addresses)
