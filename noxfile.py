@@ -129,6 +129,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def mutants(session: nox.Session) -> None:
+    """Break copies of the package in a hundred ways, each of which a test has to notice; `-- --match budget`."""
+    # Without the package itself: the tests import each copy.
+    session.install(*PROJECT["project"]["dependencies"], "pyarrow>=18", "trio>=0.27", *group("test"))
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
 def lint(session: nox.Session) -> None:
     """Check style, format and the direction of imports; `nox -s lint -- --fix` mends what can be mended."""
     session.install(*group("lint"))
