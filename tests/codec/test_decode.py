@@ -145,6 +145,24 @@ def test_buffers_that_turn_out_wrong_at_the_end() -> None:
         finish([9, [11]], b"plain")
 
 
+@pytest.mark.parametrize(
+    "flat",
+    [
+        b"\x93\0\x80\x81\xa1a\xcc\1",
+        b"\x93\0\x80\x81\xa1a\xd9\1b",
+        b"\x93\0\x80\x81\xd9\1a\1",
+        b"\x93\0\x80\x82\xa1a\1\xa1a\2",
+        b"\x93\0\xde\0\0\x81\xa1a\1",
+        b"\xdc\0\3\0\x80\x81\xa1a\1",
+    ],
+    ids=["int", "text", "key", "equal keys", "headers", "array"],
+)
+def test_a_flat_envelope_has_one_form_whichever_way_it_is_decoded(flat: bytes) -> None:
+    for decode in (CODEC.decode, lambda envelope: CODEC.begin(envelope, ()).finish()):
+        with pytest.raises(CodecError, match="shortest form"):
+            decode(flat)
+
+
 def test_a_missing_library_is_a_codec_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a machine without pyarrow: the name resolves to None, and importing it fails.
     import sys
