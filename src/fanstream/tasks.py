@@ -39,7 +39,8 @@ class Tasks:
     async def start(self) -> None:
         """Begin; the task that calls this has to call :meth:`stop`."""
         self._outer = await anyio.create_task_group().__aenter__()
-        tg: anyio.abc.TaskGroup = await self._outer.start(self._hold)
+        with anyio.CancelScope(shield=True):  # cancelled half-way it would wait for a shielded task that nobody ends
+            tg: anyio.abc.TaskGroup = await self._outer.start(self._hold)
         tg.start_soon(self._run_timer, name=f"{self._name}: timer")
         tg.start_soon(self._run_births, tg, name=f"{self._name}: births")
 

@@ -81,24 +81,6 @@ async def test_xxh3_checks_the_whole_where_it_is_asked_for(source: Path, inbox: 
     assert (got[0].algorithm, got[0].digest) == ("xxh3", xxhash.xxh3_128(content(source)).digest())
 
 
-async def test_a_file_and_its_name_are_on_the_disk_before_the_sender_hears_of_it(
-    source: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[tuple[str, list[str]]] = []  # what, and the names that were there then
-
-    def fsync(descriptor: int) -> None:
-        kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
-        synced.append((kind, names_in(inbox)))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    got: list[ReceivedFile] = []
-    async with pair() as (server, site):
-        register_files(site, "files", "one", inbox, lambda file, *_: got.append(file))
-        await stream_file(server, "files", "one", ["site-1"], source, server.new_context())
-    name = got[0].path.name
-    assert synced == [("file", [f"{name}.part"]), ("directory", [name])]
-
-
 async def test_the_sender_sees_what_the_application_replied(source: Path, inbox: Path) -> None:
     async with pair() as (server, site):
         register_files(site, "files", "one", inbox, lambda file, *_: Shareable({"kept as": file.path.name}))
