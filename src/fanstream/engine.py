@@ -407,7 +407,9 @@ class StreamEngine(StreamableEngine):
         try:
             async with self._running(stream) as work:
                 await stream.open(body)
-                work.value = await ProducerRun(stream, made, stream_ctx, options.window).run()
+                run = ProducerRun(stream, made, stream_ctx, options.window)
+                work.at_end = run.show_offers
+                work.value = await run.run()
                 if isinstance(made, GeneratorProducer):
                     await made.show_last_replies()
         finally:
@@ -427,6 +429,8 @@ class StreamEngine(StreamableEngine):
                 try:
                     yield work
                     await stream.end(withdraw=work.value is not None)
+                    if work.at_end is not None:
+                        await work.at_end()
                 finally:
                     unsubscribe()
             if stream.aborted:

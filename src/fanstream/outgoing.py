@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -358,7 +358,7 @@ class OutgoingStream:
             self._peer_props[name] = props if type(props) is dict else {}
         headers[_PEER_PROPS] = self._peer_props[name]
         late = gathering.reply(name, seq, reply) is Arrived.LATE
-        if self.keep_offers and not self._ending:
+        if self.keep_offers:
             self.offers.append(Offer(name, seq, reply, late))
             self.on_news()
         if event.size > UNCHARGED:
@@ -439,6 +439,9 @@ class OutgoingStream:
         """
         await self.stand_aborted()
         self._ending = True
+        if withdraw:
+            self.keep_offers = False
+            self.offers.clear()
         self._release_replies()  # those that are still to come may wait for their room
         for leg in self._legs.values():
             leg.end(withdraw=withdraw)
@@ -536,10 +539,11 @@ class OutgoingStream:
 
 
 class Work:
-    """What is done on one outgoing stream: the value that ended it, and then its result."""
+    """What is done on one outgoing stream: the value that ended it, what follows the end, and then its result."""
 
     def __init__(self) -> None:
         self.value: Any = None
+        self.at_end: Callable[[], Awaitable[object]] | None = None
         self.result: StreamResult | None = None
 
     @property

@@ -114,7 +114,7 @@ class ProducerRun:
         stream = self._stream
         while True:
             if stream.offers:
-                await self._show_offers()
+                await self.show_offers()
             flight = stream.gathering.flights.get(self._judged)
             if flight is not None and flight.complete:
                 break
@@ -137,7 +137,8 @@ class ProducerRun:
         self._stream.judged(flight)
         return True
 
-    async def _show_offers(self) -> None:
+    async def show_offers(self) -> None:
+        """Show the producer the replies that have come; again after the end, for those that came meanwhile."""
         producer, offers = self._producer, self._stream.offers
         while offers:
             offer = offers.popleft()

@@ -49,9 +49,10 @@ class ObjectProducer(ABC):
     async def process_reply(
         self, site: str, seq: int, reply: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext
     ) -> None:
-        """Look at one reply as it arrives, before its gather is complete; does nothing by default.
+        """Look at one reply as it arrives, before its gather is complete or after it; does nothing by default.
 
-        Where it is overridden, it is awaited for each reply in the order of arrival, one at a time.
+        Where it is overridden, it is awaited for each reply in the order of arrival, one at a time: also for those that
+        come when ``process_replies`` has had enough of them, up to the end of the stream.
         """
 
     async def process_late_reply(
