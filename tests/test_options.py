@@ -21,6 +21,7 @@ STREAM_OPTIONS: dict[str, list[tuple[Any, str]]] = {
     "straggler": [("drop", "drop"), (3, "3"), (None, "None")],
     "max_lag": [(-1, "0 .*=-1"), (4097, "4096 .*=4097"), (0.5, "0.5")],
     "stall_timeout": NOT_SECONDS,
+    "progress_timeout": NOT_SECONDS,
     "end_timeout": NOT_SECONDS,
     "connect_grace": NOT_SECONDS_OR_0,
     "resume_window": [(1, "0 .*=1"), (-1, "0 .*=-1"), (math.nan, "nan")],

@@ -39,6 +39,9 @@ class StreamOptions(_Frozen):
         max_lag: how far beyond the window a site's unanswered objects may pile up before it holds the stream; None
             means the window again.
         stall_timeout: how long a site at that limit may hold the stream before it is dropped.
+        progress_timeout: how long a site may take for an object beyond what its pace so far makes of the object's size,
+            and without a byte of the stream moving; then it has timed out before the object's own timeout, which stays
+            the longest it may take. None: the object's timeout alone counts.
         end_timeout: how long the sites' acknowledgements of the end are waited for.
         connect_grace: how long a site that is not reachable yet is waited for at the start; 0 does not wait.
         resume_window: how long a broken link may take to come back; 0 until streams can be resumed.
@@ -54,6 +57,7 @@ class StreamOptions(_Frozen):
     straggler: Straggler = "wait"
     max_lag: Annotated[int, Field(ge=0, le=WIDEST)] | None = None
     stall_timeout: Seconds = 60.0
+    progress_timeout: Seconds | None = None
     end_timeout: Seconds = 10.0
     connect_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     resume_window: Annotated[float, Field(ge=0, le=0)] = 0.0

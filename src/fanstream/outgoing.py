@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,6 +23,7 @@ from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArri
 from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, Standing
 from .protocol.inbound import UNCHARGED
 from .protocol.legs import OpenerLeg
+from .protocol.pace import Pacing
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import SiteResult, StreamResult
 from .wakeup import Face, Wakeup
@@ -98,6 +99,10 @@ class OutgoingStream:
         self._optional = optional
         self._legs: dict[str, OpenerLeg] = {}
         self.gathering = Gathering(targets, options.gather, options.backlog)
+        self._pacing: Pacing | None = None
+        if options.progress_timeout is not None:
+            self._pacing = Pacing(self.gathering, options.progress_timeout, lambda name: self._legs[name].progress)
+        self._timed = self._pacing is not None or self.gathering.patient  # whether replies have to be timed
         self._started = host.face.time()
         self._room = host.face.wakeup()
         self._changed = host.face.wakeup()
@@ -262,12 +267,18 @@ class OutgoingStream:
         self.in_flight += 1
         seq = flight.seq
         if flight.waiting:
-            flight.due = host.face.time() + timeout
-            if flight.due < self._due:
-                self._set_timer(flight.due)
+            flight.sent = host.face.time()
+            flight.due = look = flight.sent + timeout
             milliseconds = max(1, int(timeout * 1000))
+            pacing = self._pacing
             for name in gathering.active:
+                if pacing is not None:
+                    milliseconds = max(1, int(min(timeout, pacing.budget(name, flight.size)) * 1000))
                 self._legs[name].send(seq, encoded, milliseconds, final=final)
+            if pacing is not None:
+                look = min(look, pacing.sent(flight))
+            if look < self._due:
+                self._set_timer(look)
         else:
             self.on_news()  # nobody is left to wait for: it is to be judged at once
         return flight
@@ -283,15 +294,25 @@ class OutgoingStream:
     def _expire_due(self, now: float) -> None:
         """Expire what is due, and look when the next will be; most objects were answered long before."""
         self._timer = None
+        look = math.inf
         for flight in list(self.gathering.flights.values()):
             if flight.waiting and flight.due <= now:
-                self._expire(flight)
-        waiting = [flight.due for flight in self.gathering.flights.values() if flight.waiting]
-        self._set_timer(min(waiting, default=math.inf))
+                self._expire(flight, f"no reply within the timeout of {flight.due - flight.sent:.6g} s")
+            elif flight.closes <= now and not flight.complete:
+                self.gathering.lose_patience(flight)
+                self.on_news()
+        if self._pacing is not None:
+            overdue, look = self._pacing.overdue(now)
+            for flight, name, reason in overdue:
+                self._expire(flight, reason, (name,))
+        for flight in self.gathering.flights.values():
+            if flight.waiting:
+                look = min(look, flight.due if flight.complete else min(flight.due, flight.closes))
+        self._set_timer(look)
 
-    def _expire(self, flight: Flight) -> None:
+    def _expire(self, flight: Flight, reason: str, names: Collection[str] | None = None) -> None:
         policy = self._options.straggler
-        for site in self.gathering.expire(flight):
+        for site in self.gathering.expire(flight, reason, names):
             if isinstance(policy, Drop) and site.misses >= policy.n and site.name in self.gathering.active:
                 self._drop(site.name, f"did not answer {site.misses} objects in a row in time")
         self._after(flight)
@@ -357,7 +378,12 @@ class OutgoingStream:
             props = headers[_PEER_PROPS]
             self._peer_props[name] = props if type(props) is dict else {}
         headers[_PEER_PROPS] = self._peer_props[name]
-        late = gathering.reply(name, seq, reply) is Arrived.LATE
+        now = self._host.face.time() if self._timed else 0.0
+        late = gathering.reply(name, seq, reply, now) is Arrived.LATE
+        if self._pacing is not None:
+            self._pacing.answered(name, flight, now)
+        if self._timed and not flight.complete and flight.closes < self._due:
+            self._set_timer(flight.closes)
         if self.keep_offers:
             self.offers.append(Offer(name, seq, reply, late))
             self.on_news()

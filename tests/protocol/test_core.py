@@ -279,6 +279,50 @@ def test_large_buffers_wait_for_their_grant_and_take_turns_with_credit(step: int
     assert sender.outbound.empty
 
 
+def test_a_large_object_on_its_way_is_credited_once_a_second() -> None:
+    """Long before half of the window has landed: so its sender sees that it moves."""
+    left, right = linked(surroundings(limits=Limits(frame=64 * 1024)))
+    sender, receiver = stream((left, right))
+    sender.send(0, encoded(n=1), 0)
+    right.feed(left.output(), now=5.0)
+    assert right.output() == b""  # a small one needs no sign
+    receiver.reply(0, encoded())
+    left.feed(right.output())
+    sender.send(1, encoded(w=np.zeros(1_000_000, np.uint8)), 0)
+    marks = [sender.progress]
+    data = left.output()
+    marks.append(sender.progress)
+    marks.append(sender.progress)
+    for second, start in enumerate(range(0, 800_000, 100_000), 10):
+        right.feed(data[start : start + 50_000], now=second)
+        credit = right.output()
+        right.feed(data[start + 50_000 : start + 100_000], now=second + 0.9)
+        assert right.output() == b"", "nor more often"
+        if second > 10:  # at first no chunk was whole
+            left.feed(credit, now=second)
+            marks.append(sender.progress)
+    assert marks[1] == marks[2]
+    assert len(set(marks)) == 3 + 7 - 1
+    right.feed(data[800_000:], now=17.9)
+    assert right.output(now=17.9) == b"", "it has arrived"
+
+
+def test_a_reply_that_waits_for_room_at_the_opener_has_no_mark() -> None:
+    left, right = linked(surroundings(limits=Limits(origin_bytes=64 * 1024, engine_bytes=64 * 1024)))
+    sender, receiver = stream((left, right))
+    for seq in range(2):
+        sender.send(seq, encoded(n=seq), 0)
+    pump((left, right))
+    for seq in range(2):
+        receiver.reply(seq, encoded(w=np.zeros(60_000, np.uint8), v=np.zeros(6000, np.uint8)))
+    pump((left, right))
+    assert sender.progress is None
+    sender.inbound.release(left.take(ReplyArrived).size)
+    pump((left, right))
+    assert left.take(ReplyArrived).seq == 1
+    assert sender.progress is not None
+
+
 def test_a_small_object_does_not_overtake_a_large_one() -> None:
     pair = _, right = linked()
     sender, _ = stream(pair)

@@ -62,10 +62,10 @@ def test_whoever_has_not_answered_by_the_deadline_has_timed_out() -> None:
     gathering = make()
     flight = gathering.launch(1)
     answer(gathering, "b")
-    assert {site.name for site in gathering.expire(flight)} == {"a", "c"}
+    assert {site.name for site in gathering.expire(flight, "slow")} == {"a", "c"}
     assert codes(flight) == {"a": "TIMEOUT", "b": "OK", "c": "TIMEOUT"}
     assert (flight.complete, flight.met, gathering.first_failure) == (True, False, "TIMEOUT")
-    assert gathering.expire(flight) == []
+    assert gathering.expire(flight, "slow") == []
     gathering.close()
 
 
@@ -73,7 +73,7 @@ def test_a_quorum_may_be_met_before_others_time_out() -> None:
     gathering = make(Quorum(2))
     flight = gathering.launch(1)
     answer(gathering, "ab")
-    gathering.expire(flight)
+    gathering.expire(flight, "slow")
     assert (flight.met, codes(flight), gathering.first_failure) == (True, {"a": "OK", "b": "OK"}, None)
     assert gathering.sites["c"].counts == {Outcome.TIMED_OUT: 1}
 
@@ -83,7 +83,7 @@ def test_a_late_reply_is_counted_and_frees_the_site() -> None:
     flight = gathering.launch(1)
     assert gathering.at_limit == {"a", "b"}
     answer(gathering, "a")
-    gathering.expire(flight)
+    gathering.expire(flight, "slow")
     gathering.judged(flight)
     assert gathering.at_limit == {"b"}
     assert gathering.reply("b", 0, Shareable()) is Arrived.LATE
@@ -96,7 +96,7 @@ def test_a_late_reply_is_counted_and_frees_the_site() -> None:
 def test_misses_in_a_row_end_with_a_reply_in_time() -> None:
     gathering = make(sites="a")
     for _ in range(2):
-        gathering.expire(gathering.launch(1))
+        gathering.expire(gathering.launch(1), "slow")
     assert gathering.sites["a"].misses == 2
     answer(gathering, "a", 0)
     answer(gathering, "a", 1)
@@ -230,7 +230,7 @@ def test_each_pair_ends_once_whatever_happens(data: st.DataObject, policy: Any) 
                 site = data.draw(st.sampled_from(behind))
                 gathering.reply(site.name, site.answered, Shareable())
         elif step == "expire" and launched:
-            gathering.expire(data.draw(st.sampled_from(launched)))
+            gathering.expire(data.draw(st.sampled_from(launched)), "slow")
         elif step == "leave" and gathering.active:
             name = data.draw(st.sampled_from(sorted(gathering.active)))
             gathering.leave(name, *data.draw(st.sampled_from(LEAVINGS)))
@@ -247,3 +247,69 @@ def test_each_pair_ends_once_whatever_happens(data: st.DataObject, policy: Any) 
     gathering.close()
     assert sorted(completed) == list(range(gathering.objects))
     assert gathering.flights == {}
+
+
+# --- patience ---
+
+
+def patient(sites: str = "abcde", patience: float = 3.0) -> Gathering:
+    return make(Quorum(3, patience), sites=sites)
+
+
+def answer_at(gathering: Gathering, arrivals: dict[str, float], flight: Flight) -> None:
+    for name, seconds in arrivals.items():
+        gathering.reply(name, flight.seq, Shareable(), flight.sent + seconds)
+
+
+def test_with_patience_a_gather_that_has_enough_stays_open_for_a_while() -> None:
+    gathering = patient()
+    flight = gathering.launch(1)
+    flight.sent = 100.0
+    answer_at(gathering, {"a": 1.0, "b": 2.0}, flight)
+    assert (flight.complete, flight.closes) == (False, float("inf"))
+    answer_at(gathering, {"c": 3.0}, flight)
+    assert (flight.complete, flight.closes) == (False, 100 + 2 + 3 * 1)
+    answer_at(gathering, {"d": 4.0}, flight)
+    gathering.lose_patience(flight)
+    assert (flight.complete, flight.met, set(flight.replies)) == (True, True, set("abcd"))
+    assert gathering.reply("e", 0, Shareable(), 300.0) is Arrived.IN_TIME
+    assert gathering.sites["e"].counts == {Outcome.REPLIED: 1}
+
+
+def test_with_patience_a_gather_is_complete_when_all_have_answered() -> None:
+    gathering = patient(sites="abcd")
+    flight = gathering.launch(1)
+    answer_at(gathering, dict.fromkeys("abcd", 1.0), flight)
+    assert (flight.complete, flight.met) == (True, True)
+    gathering.lose_patience(flight)
+    gathering.judged(flight)
+    assert gathering.flights == {}
+
+
+def test_when_enough_replies_come_late_themselves_there_is_no_patience_left() -> None:
+    gathering = patient()
+    for _ in range(10):
+        answer_at(gathering, dict.fromkeys("abcde", 1.0), gathering.launch(1))
+    flight = gathering.launch(1)
+    answer_at(gathering, {"a": 1.0, "b": 1.0, "c": 9.0}, flight)
+    assert (flight.complete, flight.met, set(flight.replies)) == (True, True, set("abc"))
+
+
+def test_the_deadline_ends_patience_too() -> None:
+    gathering = patient()
+    flight = gathering.launch(1)
+    answer_at(gathering, {"a": 1.0, "b": 50.0, "c": 99.0}, flight)
+    assert flight.closes > 150
+    gathering.expire(flight, "slow")
+    assert (flight.complete, flight.met) == (True, True)
+    assert codes(flight) == {"a": "OK", "b": "OK", "c": "OK", "d": "TIMEOUT", "e": "TIMEOUT"}
+
+
+def test_one_site_may_time_out_alone_and_its_entry_says_why() -> None:
+    gathering = make(sites="ab")
+    flight = gathering.launch(1)
+    assert [site.name for site in gathering.expire(flight, "no progress", ["a"])] == ["a"]
+    assert (flight.complete, flight.waiting) == (False, {"b"})
+    answer(gathering, "b")
+    assert flight.complete
+    assert flight.replies["a"].get_header("reason") == "no progress"

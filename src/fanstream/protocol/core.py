@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..options import EngineSettings
 
 _SLOWEST: Final = 16 * 1024  # bytes per second; a link that carries less cannot carry a CHUNK within any patience
+_TELL: Final = 1.0  # seconds between two signs that a large object moves: a sender waits no shorter for one
 _LINK_TYPES: Final = 16  # below it, a frame concerns the link
 _KNOWN: Final = frozenset(int(kind) for kind in FrameType)
 
@@ -136,6 +137,7 @@ class LinkCore:
         self._peer_streams: dict[str, int] = {}  # open streams of each origin
         self._begun: float | None = None  # when the frame that is not whole yet began
         self._frames = 0  # how many were whole before it
+        self._tell_at = now + _TELL
         self.allowance = limits.origin_bytes // ASIDE
         self.reads = 0
         self.stray = 0
@@ -159,6 +161,11 @@ class LinkCore:
             self._begun = None
         elif self._begun is None or self._frames != reader.frames:
             self._begun, self._frames = now, reader.frames
+        if now >= self._tell_at:
+            self._tell_at = now + _TELL
+            for leg in self.legs.values():
+                if not isinstance(leg, RelayLeg):  # a hub gives credit as bytes leave it
+                    leg.inbound.tell_progress()
         return self.take_events()
 
     def take_events(self) -> list[Event]:

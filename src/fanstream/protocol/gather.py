@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum, StrEnum, auto
 from typing import Any, Final, Literal
 
 from ..policies import Quorum
 from ..shareable import ReturnCode, Shareable, make_reply
+from .patience import Patience
 
 
 class Outcome(StrEnum):
@@ -93,13 +95,15 @@ class Flight:
         unanswered: sites that were sent the object and have neither answered nor gone.
         complete: the gather is over; ``met`` says whether its policy was met.
         on_complete: called once, when it is; ``on_reply`` with each reply before.
-        due: when whoever has not answered has timed out; loop clock, seconds.
+        sent: when it was sent; loop clock, seconds.
+        due: when whoever has not answered has timed out.
+        closes: when a gather that has enough replies is over; infinite while it has not, or has no patience.
         judged: the application has seen the replies.
     """
 
     __slots__ = (
-        "complete", "due", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied", "replies", "seq",
-        "size", "unanswered", "waiting",
+        "closes", "complete", "due", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied",
+        "replies", "sent", "seq", "size", "unanswered", "waiting",
     )  # fmt: skip
 
     def __init__(self, seq: int, size: int) -> None:
@@ -116,7 +120,9 @@ class Flight:
         self.failure: str | None = None
         self.on_complete: Callable[[], object] | None = None
         self.on_reply: Callable[[], object] | None = None
+        self.sent = 0.0
         self.due = 0.0
+        self.closes = math.inf
 
 
 class Arrived(Enum):
@@ -149,6 +155,9 @@ class Gathering:
     def __init__(self, targets: Sequence[str], policy: Literal["all", "first"] | Quorum, backlog: int) -> None:
         self.sites = {name: SiteLedger(name) for name in targets}
         self._needed = 1 if policy == "first" else policy.k if isinstance(policy, Quorum) else None
+        self._patience: Patience | None = None
+        if isinstance(policy, Quorum) and policy.patience is not None:
+            self._patience = Patience(policy.patience, len(targets))
         self._backlog = backlog
         self.active: dict[str, SiteLedger] = dict(self.sites)
         self.flights: dict[int, Flight] = {}
@@ -156,6 +165,11 @@ class Gathering:
         self.first_failure: str | None = None
         self.objects = 0
         self.bytes = 0
+
+    @property
+    def patient(self) -> bool:
+        """Whether gathers that have enough replies stay open for the others."""
+        return self._patience is not None
 
     @property
     def finished(self) -> bool:
@@ -196,8 +210,15 @@ class Gathering:
             self._complete(flight)
         return flight
 
-    def reply(self, name: str, seq: int, reply: Shareable) -> Arrived:
-        """Take a site's reply to an object; replies of a site come in order, one for each object."""
+    def reply(self, name: str, seq: int, reply: Shareable, now: float = 0.0) -> Arrived:
+        """Take a site's reply to an object; replies of a site come in order, one for each object.
+
+        Args:
+            name: the site.
+            seq: the object's number.
+            reply: the reply.
+            now: the time; read only where the policy has patience.
+        """
         site = self.sites[name]
         site.answered = seq + 1
         if site.sent - site.answered < self._backlog:
@@ -207,6 +228,8 @@ class Gathering:
             raise KeyError(f"object {seq} has no flight")
         flight.unanswered -= 1
         waiting = flight.waiting
+        if self._patience is not None:
+            self._patience.observe(now - flight.sent)
         if name not in waiting:
             site.late += 1
             self._forget_if_done(flight)
@@ -220,31 +243,50 @@ class Gathering:
             if flight.on_reply is not None:
                 flight.on_reply()
             if flight.replied >= flight.needed or not waiting:
-                self._complete(flight)
+                self._enough(flight, now)
         self._forget_if_done(flight)
         return Arrived.IN_TIME
 
-    def expire(self, flight: Flight) -> list[SiteLedger]:
+    def _enough(self, flight: Flight, now: float) -> None:
+        """The policy is met, or nobody is left: the gather is over, unless there is patience with the others."""
+        if self._patience is not None and flight.waiting:
+            if flight.closes == math.inf:
+                flight.closes = flight.sent + self._patience.limit()
+            if flight.closes > now:
+                return
+        self._complete(flight)
+
+    def lose_patience(self, flight: Flight) -> None:
+        """The gather has enough replies, and has waited for the others for long enough."""
+        if not flight.complete:
+            self._complete(flight)
+
+    def expire(self, flight: Flight, reason: str, names: Collection[str] | None = None) -> list[SiteLedger]:
         """The object's deadline has come: whoever has not answered has timed out.
+
+        Args:
+            flight: the object.
+            reason: what the replies that stand for those missing say.
+            names: sites whose own deadline it is; None for all.
 
         Returns:
             The sites that have.
         """
-        late = [self.sites[name] for name in flight.waiting]
+        late = [self.sites[name] for name in flight.waiting if names is None or name in names]
         for site in late:
             site.misses += 1
-            self._settle(flight, site, Outcome.TIMED_OUT, ReturnCode.TIMEOUT)
+            self._settle(flight, site, Outcome.TIMED_OUT, ReturnCode.TIMEOUT, reason)
         self._forget_if_done(flight)
         return late
 
-    def _settle(self, flight: Flight, site: SiteLedger, outcome: Outcome, rc: str | None) -> None:
+    def _settle(self, flight: Flight, site: SiteLedger, outcome: Outcome, rc: str | None, reason: str = "") -> None:
         """End one pair without a reply; *rc* None leaves the site out of the replies."""
         flight.waiting.discard(site.name)
         site.count(outcome)
         if flight.complete:
             return
         if rc is not None:
-            flight.replies[site.name] = make_reply(rc)
+            flight.replies[site.name] = make_reply(rc, {"reason": reason} if reason else None)
             flight.failure = flight.failure or rc
         elif self._needed is None:
             flight.needed -= 1

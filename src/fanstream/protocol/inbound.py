@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
@@ -356,8 +356,26 @@ class Inbound:
     def _land(self, size: int) -> None:
         self._landed += size
         if self._landed * 2 >= self._limits.window:
-            self._scheduler.control(pack(FrameType.CREDIT, self._alias, self._landed, target=self._target))
-            self._landed = 0
+            self._give_credit()
+
+    def _give_credit(self) -> None:
+        self._scheduler.control(pack(FrameType.CREDIT, self._alias, self._landed, target=self._target))
+        self._landed = 0
+
+    def tell_progress(self) -> None:
+        """Give credit for what has landed of a large object, so that its sender sees that it moves."""
+        if self._landed and self._by_seq:
+            self._give_credit()
+
+    @property
+    def progress(self) -> Hashable:
+        """A mark that differs from what it was before whenever bytes have come; None while they wait for room here."""
+        if self._unreserved:
+            return None
+        if not self._arriving:
+            return self.expected
+        arrival = self._arriving[0]
+        return self.expected, arrival.seq, arrival.buffer, arrival.offset
 
     @property
     def complete(self) -> bool:

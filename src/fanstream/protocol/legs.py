@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -87,6 +87,12 @@ class Leg:
     def accepts_data(self) -> bool:
         """Whether payloads are still taken."""
         return self.state is LegState.OPEN
+
+    @property
+    def progress(self) -> Hashable:
+        """A mark that differs from what it was before whenever bytes have moved; None while it is up to this side."""
+        inward = self.inbound.progress
+        return None if inward is None else (self.outbound.progress, inward)
 
     def _on_grant(self, flags: int, seq: int, body: memoryview) -> None:
         if not self.outbound.grant(seq):

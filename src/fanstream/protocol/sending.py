@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final, Protocol
 
 from ..errors import RemoteProtocolError
@@ -307,6 +307,14 @@ class Outbound:
     def waiting(self) -> int:
         """How many objects or replies wait for credit with all they have."""
         return len(self._heads)
+
+    @property
+    def progress(self) -> Hashable:
+        """A mark that differs from what it was before whenever bytes have left or credit has come."""
+        if not self._granted:
+            return self.credit, len(self._heads)
+        transfer = self._granted[0]
+        return self.credit, transfer.seq, transfer.buffer, transfer.offset
 
     @property
     def sendable(self) -> bool:
