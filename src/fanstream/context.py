@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from .abort import AbortSignal
@@ -30,7 +30,7 @@ class StreamContextKey:
 
 @dataclass(slots=True)
 class _Prop:
-    value: Any
+    value: Any = field(repr=False)  # threat T24
     private: bool
     sticky: bool
 

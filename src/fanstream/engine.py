@@ -85,7 +85,7 @@ class StreamEngine(StreamableEngine):
         self._sticky: dict[str, Any] = {}
         self._outgoing: set[OutgoingStream] = set()
         self._incoming: set[IncomingStream] = set()
-        self._known: dict[bytes, None] = {}
+        self._known: dict[tuple[str, bytes], None] = {}  # streams by opener and id: no site can use up another's ids
         self._sweep: Deadline | None = None
         self._state = "new"
 
@@ -212,13 +212,14 @@ class StreamEngine(StreamableEngine):
         """Say whether this site takes a stream."""
         if self._state != "running":
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{self.name} shuts down")
-        if opening.stream in self._known:
+        if (opening.opener, opening.stream) in self._known:
             return Refusal(ReturnCode.BAD_REQUEST_DATA, "a stream of this id was opened before")
         return None
 
     def _opened(self, event: Opened) -> None:
         """A peer has opened a stream at this site."""
-        self._known[event.leg.opening.stream] = None
+        opening = event.leg.opening
+        self._known[opening.opener, opening.stream] = None
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
         stream = IncomingStream(self, event.leg, event.body, self.run_abort_signal.child())

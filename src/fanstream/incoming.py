@@ -41,7 +41,7 @@ class Handling:
     factory: ConsumerFactory
     stream_done_cb: Callable[..., Any] | None = None
     consumed_cb: Callable[..., Any] | None = None
-    cb_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cb_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Host(Protocol):

@@ -122,7 +122,7 @@ class SiteResult:
     """
 
     rc: str
-    end_result: Any = None
+    end_result: Any = field(default=None, repr=False)  # threat T24: no content in reprs
     outcomes: Mapping[str, int] = field(default_factory=dict)
     late: int = 0
     reason: str = ""
@@ -144,7 +144,7 @@ class StreamResult:
     """
 
     rc: str
-    value: Any
+    value: Any = field(repr=False)
     complete: bool
     sites: Mapping[str, SiteResult]
     objects: int

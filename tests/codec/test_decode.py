@@ -112,13 +112,6 @@ def test_an_unknown_tag_may_come_from_a_newer_version() -> None:
     assert caught.value.path == "a['b']"
 
 
-def test_deep_nesting_is_refused_whatever_stops_it() -> None:
-    for depth in (33, 500, 2000, 9000):
-        for opening in (b"\x92\0", b"\x81\xa0"):
-            with pytest.raises(CodecError, match=r"nest"):
-                CODEC.begin(b"\x93\1\x80\x81\xa1a" + opening * depth + b"\xc0", ())
-
-
 def test_a_text_that_is_not_utf8() -> None:
     encoded = CODEC.encode({"a": ["x" * 5000]})
     decoding = CODEC.begin(encoded.envelope, encoded.sizes)

@@ -7,15 +7,17 @@ from collections.abc import Callable
 import anyio
 import pytest
 
+from fanstream.errors import RemoteProtocolError
 from fanstream.protocol import bodies
-from fanstream.protocol.frames import CHUNK, PAYLOAD
+from fanstream.protocol.events import Lost, ReplyArrived
+from fanstream.protocol.frames import CHUNK, PAYLOAD, pack
 from fanstream.testing import Frame, RawPeer
 from tests.federation import (
     Numbers,
     hubs,
     until,
 )
-from tests.protocol.linked import encoded
+from tests.protocol.linked import Hub, encoded, linked, pump, stream
 from tests.threats.siege import (
     Bytes,
     Offence,
@@ -84,3 +86,76 @@ async def test_a_reply_that_comes_twice_counts_once(transport: str) -> None:
         assert [replies["stranger"]["n"] for replies in producer.replies] == [0, 1, 2]
         assert result.complete
         await expect_life(peer)
+
+
+# --- in the core ---
+
+
+def reply_of(seq: int, alias: int = 1) -> bytes:
+    return pack(T.REPLY, alias, seq, body=PAYLOAD.pack(0, 0, 0, 0) + encoded(n=seq).envelope)
+
+
+@pytest.mark.parametrize("seq", [1, 2, 5, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("sent", [0, 1])
+def test_a_reply_to_what_was_not_sent_is_counted_and_not_delivered(seq: int, sent: int) -> None:
+    pair = left, _ = linked()
+    sender, _ = stream(pair)
+    for number in range(sent):
+        sender.send(number, encoded(), 0)
+    with pytest.raises(RemoteProtocolError, match=f"REPLY {seq} from site-1: 0 was next, {sent} objects were sent"):
+        left.feed(reply_of(seq))
+    assert (left.core.stray, left.events) == (1, [])
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_reply_that_was_had_before_is_counted_and_not_delivered(times: int) -> None:
+    pair = left, _ = linked()
+    sender, _ = stream(pair)
+    sender.send(0, encoded(), 0)
+    left.feed(reply_of(0))
+    left.take(ReplyArrived)
+    left.feed(reply_of(0) * times)
+    assert (left.core.duplicates, left.events) == (times, [])
+
+
+@pytest.mark.parametrize("how", ["closed", "lost", "ended", "refused"])
+def test_a_reply_on_a_stream_that_is_over_is_counted_and_not_delivered(how: str) -> None:
+    pair = left, _ = linked()
+    sender, receiver = stream(pair)
+    sender.send(0, encoded(), 0)
+    if how == "closed":
+        sender.close()
+    elif how == "lost":
+        sender.lost("gone")
+    elif how == "ended":
+        receiver.ended("OK", "", b"")
+    else:
+        receiver.refuse("ERROR", "")
+    pump(pair)
+    left.core.take_events()
+    left.events.clear()
+    before = left.core.stray
+    left.feed(reply_of(0))
+    assert (left.core.stray, left.events) == (before + 1, [])
+
+
+def test_a_reply_after_an_abort_is_dropped() -> None:
+    pair = left, _ = linked()
+    sender, _ = stream(pair)
+    sender.send(0, encoded(), 0)
+    sender.abort("TASK_ABORTED", "server", "")
+    left.feed(reply_of(0))
+    assert left.events == []
+
+
+@pytest.mark.parametrize("seq", [0, 1, 7])
+def test_through_a_hub_it_costs_the_stream_and_no_link(seq: int) -> None:
+    hub = Hub()
+    sender, receiver = hub.stream()
+    hub.site.core.scheduler.control(reply_of(seq, receiver.alias))
+    hub.pump()
+    assert f"REPLY {seq} from site-1" in hub.server.take(Lost).reason
+    assert sender.closed
+    assert hub.server.core.stray == 1
+    assert hub.server.core.session.accepts_streams
+    assert hub.near.core.session.accepts_streams

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import anyio
+import numpy as np
 import pytest
 
-from fanstream import StreamOptions
+from fanstream import Limits, StreamOptions
+from fanstream.errors import RemoteProtocolError
+from fanstream.protocol import bodies
+from fanstream.protocol.frames import pack
 from fanstream.testing import FaultyNetwork, Frame, RawPeer
 from fanstream.testing.peer import hello
 from tests.federation import (
@@ -15,7 +19,9 @@ from tests.federation import (
     over_sockets,
     until,
 )
+from tests.protocol.linked import encoded, linked, stream, surroundings
 from tests.threats.siege import (
+    KIB,
     Arrays,
     T,
     address,
@@ -119,3 +125,49 @@ async def test_a_started_frame_finishes_in_thirty_seconds(transport: str) -> Non
             await peer.closed()
             tg.cancel_scope.cancel()
         assert anyio.current_time() - began < 40
+
+
+# --- in the core: how long a frame may take ---
+
+
+@pytest.mark.parametrize("cut", [1, 23, 24, 500])
+def test_a_frame_that_has_begun_has_thirty_seconds(cut: int) -> None:
+    _, right = linked()
+    data = pack(T.PRESENCE, body=bytes(1000))
+    right.feed(data[:cut], now=100.0)
+    for now in (101.0, 110.0, 120.0, 129.9):
+        right.core.session.last_received = now  # as if a byte had come
+        right.core.handle_timeout(now)
+    assert right.core.next_deadline() <= 130.0
+    with pytest.raises(RemoteProtocolError, match=r"a frame begun 30\.0 s ago is not whole"):
+        right.core.handle_timeout(130.0)
+
+
+@pytest.mark.parametrize("size", [16 * KIB, 160 * KIB, 1024 * KIB])
+def test_a_large_chunk_has_a_second_more_for_each_16_kib(size: int) -> None:
+    pair = left, right = linked()
+    sender, _ = stream(pair)
+    sender.send(0, encoded(w=np.zeros(size, np.uint8)), 0)
+    data = left.output()
+    right.feed(data[:-size], now=100.0)
+    assert right.core._frame_deadline(100.0) == 130.0 + size / (16 * KIB)
+
+
+def test_each_frame_has_its_own_time() -> None:
+    _, right = linked()
+    frame = pack(T.PRESENCE, body=bodies.encode(bodies.Presence(False, ["a" * 60], [])))
+    for number in range(20):
+        right.feed(frame[:50] if not number else frame[50:] + frame[:50], now=20.0 * number)
+        right.core.handle_timeout(20.0 * number)
+    assert right.core.session.accepts_streams
+
+
+@pytest.mark.parametrize("window", [64 * KIB, 1024 * KIB, 32 * 1024 * KIB])
+def test_who_gives_no_credit_is_sent_its_window_and_one_frame(window: int) -> None:
+    limits = Limits(window=window, frame=64 * KIB)
+    pair = left, _ = linked(right=surroundings(limits=limits))
+    sender, _ = stream(pair, backlog=4000)
+    payload = encoded(b=bytes(50_000))
+    for seq in range(1 + 2 * window // 50_000):
+        sender.send(seq, payload, 0)
+    assert window <= len(left.output()) + 4096 <= window + 64 * KIB + 4096 + 24 * (2 + 2 * window // 50_000) * 2

@@ -344,6 +344,9 @@ def _refuse(exc: BaseException, verb: str, root: str = "") -> NoReturn:
     what = f"{root}: " if root else ""
     if isinstance(exc, RecursionError):
         raise CodecError(f"{what}cannot be {verb}: containers nest too deep") from None
+    if verb == "decoded" and not isinstance(exc, msgspec.DecodeError):
+        # What Python says of a bad date repeats it, and what is decoded is not for this site's logs (threat T24).
+        raise CodecError(f"{what}cannot be decoded: {type(exc).__name__}") from None
     raise CodecError(f"{what}cannot be {verb}: {type(exc).__name__}: {exc}") from exc
 
 

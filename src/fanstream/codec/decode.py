@@ -73,7 +73,8 @@ class Reader:
             return handler(self, node, depth)
         except (ValueError, TypeError, OverflowError) as exc:
             # Python's and numpy's own refusals of values that are well-formed here: a 30th of February, 40 dimensions.
-            raise Fault(f"malformed envelope: {type(exc).__name__} in a value with tag {node[0]}") from exc
+            # Their messages repeat the value, which is not for the logs (threat T24).
+            raise Fault(f"malformed envelope: {type(exc).__name__} in a value with tag {node[0]}") from None
 
     def enter(self, depth: int) -> int:
         """Go one container deeper.

@@ -35,6 +35,9 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     low: int = VERSIONS[0]
     high: int = VERSIONS[1]
 
+    def __repr__(self) -> str:
+        return f"<Hello of {self.site}>"  # who knows an incarnation can pass for that engine
+
 
 class Goodbye(msgspec.Struct, array_like=True, frozen=True):
     """GOAWAY: why this link ends. ``code`` is ``bye``, ``name-in-use``, ``protocol`` or ``refused``."""
@@ -77,6 +80,9 @@ class Ending(msgspec.Struct, array_like=True, frozen=True):
     rc: str
     reason: str = ""
     result: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<Ending rc={self.rc} result={len(self.result)} bytes>"  # threat T24
 
 
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {
