@@ -1,14 +1,12 @@
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fanstream.security.provision import Certificates, Federation, Hub, Plan, Site
-
-Provision = Callable[..., Federation]
 
 
 class Clock:
@@ -30,7 +28,12 @@ def plan(federation: str = "hospitals", *, sites: int = 2, **certificates: objec
     )
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation.make(plan(), tmp_path_factory.mktemp("made") / "hospitals")
+
+
 @pytest.fixture
-def federation(tmp_path: Path) -> Federation:
+def federation(made: Federation, tmp_path: Path) -> Federation:
     """A federation of a hub, `server`, and two sites; its folder is the test's own."""
-    return Federation.make(plan(), tmp_path / "hospitals")
+    return Federation.open(shutil.copytree(made.folder, tmp_path / "hospitals"))

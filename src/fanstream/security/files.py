@@ -11,6 +11,7 @@ from typing import Final
 from ..errors import KitError
 
 _LARGEST: Final = 1024 * 1024  # bytes: a kit's files have a few thousand
+_AT_ONCE: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe without a writer never opens
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -22,10 +23,12 @@ def read_checked(path: Path, *, secret: bool = False) -> bytes:
         KitError: it is not there, is too long, or is open to others.
     """
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            _check_access(path, status, secret=secret)
-            data = file.read(_LARGEST + 1)
+        descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
+        try:
+            _check_access(path, os.fstat(descriptor), secret=secret)
+            data = os.read(descriptor, _LARGEST + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as exc:
         raise KitError(path, "is not there", "Copy the whole kit again") from exc
     except OSError as exc:
