@@ -56,7 +56,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "if seq > self.inbound.expected or seq >= self.sent:  # threat T4",
         "if seq > self.inbound.expected:",
         "a reply to an object that was never sent is delivered",
-        (*_CORE, "threats/test_t04_unasked_reply.py"),
+        ("protocol/test_legs.py",),
     ),
     Mutation(
         "protocol/legs.py",
@@ -77,7 +77,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "                if old >= acked:\n",
         "                if old > acked:\n",
         "a cached reply is dropped before the opener has acknowledged it",
-        _CORE,
+        ("protocol/test_legs.py",),
     ),
     Mutation(
         "connections.py",
@@ -249,14 +249,14 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        if begun is not None and now >= self._frame_deadline(begun):\n",
         "        if False:\n",
         "a frame may take for ever",
-        _CORE,
+        ("threats/test_t15_slow_peer.py",),
     ),
     Mutation(
         "protocol/core.py",
         "        elif self._begun is None or self._frames != reader.frames:\n",
         "        else:\n",
         "each byte gives a frame its whole time anew",
-        _CORE,
+        ("threats/test_t15_slow_peer.py",),
     ),
     # --- credit, grants, budgets ---
     Mutation(
@@ -278,7 +278,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "granted = total + len(envelope) <= SMALL_OBJECT",
         "granted = total <= SMALL_OBJECT + len(envelope)",
         "an object a little too large goes without a grant",
-        ("protocol/test_sending.py", "protocol/test_core.py"),
+        ("protocol/test_sending.py",),
     ),
     Mutation(
         "protocol/sending.py",
@@ -306,14 +306,14 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        if size > arrival.sizes[buffer] - offset:\n",
         "        if size > arrival.sizes[buffer]:\n",
         "a chunk goes beyond its buffer",
-        _CORE,
+        ("protocol/test_legs.py",),
     ),
     Mutation(
         "protocol/inbound.py",
         "        if sum(sizes) != total or 0 in sizes:\n",
         "        if 0 in sizes:\n",
         "sizes that do not add up are taken",
-        _CORE,
+        ("protocol/test_legs.py",),
     ),
     Mutation(
         "protocol/inbound.py",
@@ -377,21 +377,21 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        if self.final is not None and seq >= self.final:\n",
         "        if False:\n",
         "objects come after the end",
-        (*_CORE, "threats/test_t06_reorder_and_gap.py"),
+        ("protocol/test_legs.py",),
     ),
     Mutation(
         "protocol/legs.py",
         "        if withdraw:\n            self.outbound.clear()\n",
         "",
         "objects that were taken back are sent",
-        (*_CORE, "test_contract_sender.py"),
+        ("protocol/test_legs.py",),
     ),
     Mutation(
         "protocol/legs.py",
         "        if flags & _FINAL:\n            self.final = seq + 1\n",
         "",
         "the last object does not end the stream",
-        (*_CORE, *_HOSTILE),
+        ("protocol/test_legs.py",),
     ),
     # --- through a hub ---
     Mutation(
@@ -399,7 +399,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "                other._drop()\n                other._aborted = True\n",
         "                other._aborted = True\n",
         "a hub sends data on that was aborted",
-        _CORE,
+        ("protocol/test_relay.py",),
     ),
     Mutation(
         "protocol/relay.py",
@@ -413,7 +413,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "            piece = min(size - start, other._core.scheduler.frame)\n",
         "            piece = size - start\n",
         "a hub sends larger chunks on than the next link takes",
-        _CORE,
+        ("protocol/test_relay.py",),
     ),
     Mutation(
         "protocol/relay.py",
@@ -427,7 +427,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        taken = max(0, min(most, self._limit - self.used))\n",
         "        taken = most\n",
         "a hub grants more than it has",
-        _CORE,
+        ("protocol/test_relay.py",),
     ),
     # --- the account of a stream ---
     Mutation(
@@ -671,7 +671,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        os.fsync(self._file)\n",
         "",
         "a file is acknowledged before it is on the disk",
-        _FILE,
+        ("threats/test_t19_received_paths.py",),
     ),
     # --- transports ---
     Mutation(

@@ -60,7 +60,9 @@ class Process:
         assert self._process.stdin is not None
         await self._process.stdin.send(json.dumps({"do": do, **how}).encode() + b"\n")
 
-    async def hear(self, key: str, condition: Callable[[Any], bool] = bool, *, after: int = 0) -> Any:
+    async def hear(
+        self, key: str, condition: Callable[[Any], bool] = bool, *, after: int = 0, seconds: float = _START
+    ) -> Any:
         """Return the first thing said under *key* that meets *condition*, from the line *after* on; wait for it.
 
         Raises:
@@ -68,7 +70,7 @@ class Process:
             TimeoutError: it was silent for too long.
         """
         position = after
-        with anyio.fail_after(_START):
+        with anyio.fail_after(seconds):
             while True:
                 for line in self.heard[position:]:
                     position += 1
@@ -78,9 +80,9 @@ class Process:
                     raise RuntimeError(f"{self.name} ended without saying {key!r}; its last words: {self.heard[-5:]}")
                 await self._news.wait()
 
-    async def result(self, run: int) -> dict[str, Any]:
+    async def result(self, run: int, *, seconds: float = _START) -> dict[str, Any]:
         """Wait for a stream's result."""
-        found: dict[str, Any] = await self.hear("result", lambda told: told["run"] == run)
+        found: dict[str, Any] = await self.hear("result", lambda told: told["run"] == run, seconds=seconds)
         return found
 
     async def statistics(self) -> dict[str, Any]:
@@ -120,13 +122,13 @@ class Process:
 class Lab:
     """A hub, an opener and sites, in processes of their own, and a folder for their logs and their hub's socket."""
 
-    def __init__(self, folder: Path, tasks: anyio.abc.TaskGroup, arguments: list[str]) -> None:
+    def __init__(self, folder: Path, tasks: anyio.abc.TaskGroup, arguments: list[str], listen: str | None) -> None:
         self._tasks = tasks
         self._arguments = arguments
         self._lives: Counter[str] = Counter()
         self.folder = folder
         self.processes: dict[str, Process] = {}
-        self.address = f"unix://{folder / 'hub'}"  # a path is free again once its process was killed
+        self.address = listen or f"unix://{folder / 'hub'}"  # a path is free again once its process was killed
 
     async def start(self, name: str, *arguments: str, connect: str | None = None) -> Process:
         """Start a worker, or the next life of one; return once it is ready."""
@@ -140,7 +142,9 @@ class Lab:
         opened = await anyio.open_process(command, cwd=_ROOT, stderr=subprocess.DEVNULL, env=dict(os.environ))
         process = self.processes[name] = Process(self, name, life, opened)
         self._tasks.start_soon(process._listen)
-        await process.hear("ready", lambda _addresses: True)
+        addresses = await process.hear("ready", lambda _addresses: True)
+        if name == "hub":
+            self.address = addresses[0]
         return process
 
     def logged(self, name: str, key: str) -> list[dict[str, Any]]:
@@ -155,20 +159,22 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab(*arguments: str, sites: int = 2) -> AsyncIterator[Lab]:
+async def lab(*arguments: str, sites: int = 2, listen: str | None = None) -> AsyncIterator[Lab]:
     """Start a hub, an opener and sites; end them afterwards, whatever happened.
 
     Args:
         arguments: of every worker.
         sites: how many, named ``site-1`` and so on.
+        listen: the hub's address; a Unix socket in the lab's folder when None.
     """
     failure: Exception | None = None
     with TemporaryDirectory(prefix="lab-") as folder:
         async with anyio.create_task_group() as tg:
-            made = Lab(Path(folder), tg, list(arguments))
+            made = Lab(Path(folder), tg, list(arguments), listen)
             try:
+                await made.start("hub")
                 async with anyio.create_task_group() as starting:
-                    for name in ("hub", "opener", *(f"site-{number}" for number in range(1, sites + 1))):
+                    for name in ("opener", *(f"site-{number}" for number in range(1, sites + 1))):
                         starting.start_soon(made.start, name)
                 yield made
             except Exception as exc:  # noqa: BLE001 - raised again below, as itself and in no group

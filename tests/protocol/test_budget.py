@@ -111,3 +111,12 @@ def test_the_account_closes_and_nobody_starves(steps: list[tuple[int, int, str]]
         holder = max(streams, key=lambda each: each.held)
         budget.release(holder, holder.held)
     assert budget.waiting == 0
+
+
+def test_nothing_is_set_aside_while_somebody_waits() -> None:
+    budget, waiting, other = Budget(100, 100, 0), Stream(), Stream("b")
+    budget.request(waiting, 30)
+    assert not budget.request(waiting, 80)
+    assert budget.set_aside(other, 4, 8) == 0
+    budget.forget(waiting)
+    assert budget.set_aside(other, 4, 8) == 8

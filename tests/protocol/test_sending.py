@@ -154,6 +154,20 @@ def test_a_head_never_overtakes_a_head() -> None:
     assert [frame[2] for frame in drain(scheduler)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("size", "envelope", "asks"),
+    [(SMALL_OBJECT, b"", False), (SMALL_OBJECT, b"e", True), (SMALL_OBJECT - 1, b"e", False)],
+)
+def test_envelope_and_buffers_together_decide_whether_a_grant_is_asked_for(
+    size: int, envelope: bytes, asks: bool
+) -> None:
+    scheduler, out = make(window=100_000)
+    out.send(0, payload(size, envelope=envelope))
+    chunks = [frame for frame in drain(scheduler) if frame[0] == FrameType.CHUNK]
+    assert (not chunks) == asks
+    assert out.grant(0) == asks
+
+
 def test_streams_take_fair_turns() -> None:
     scheduler, first = make()
     second = outbound(scheduler, 3)

@@ -1,0 +1,45 @@
+"""What a hub holds and lets go; ``test_core.py`` has whole streams go through one."""
+
+from __future__ import annotations
+
+import pytest
+
+from fanstream.options import Limits
+from fanstream.protocol.frames import FrameType
+from fanstream.protocol.relay import RelayPool
+from fanstream.shareable import ReturnCode
+from fanstream.testing.frames import FrameCutter
+
+from .linked import Hub, Side, connect, encoded, surroundings
+
+
+def test_a_pool_gives_no_more_than_it_has() -> None:
+    pool = RelayPool(100, 10)
+    assert [pool.take(size) for size in (60, 60, 60)] == [60, 40, 0]
+    pool.give(50)
+    assert pool.take(60) == 50
+
+
+def test_an_abort_drops_what_waits_for_the_site() -> None:
+    hub = Hub()
+    sender, _receiver = hub.stream()
+    sender.send(0, encoded(w=bytes(1_000_000)), 0)
+    near, far = hub.pairs[0][1], hub.pairs[1][1]
+    near.feed(hub.server.output())  # as much as the hub's window takes; the site reads nothing yet
+    sender.abort(ReturnCode.TASK_ABORTED, "server", "enough")
+    near.feed(hub.server.output())
+    assert [frame.kind for frame in FrameCutter().feed(far.output())] == [FrameType.ABORT]
+
+
+@pytest.mark.parametrize("frame", [4096, 10_000])
+def test_chunks_are_split_for_a_link_that_takes_smaller_ones(frame: int) -> None:
+    hub = Hub()
+    hub.site = Side("site-1", dialler=True, shared=surroundings(limits=Limits(frame=frame)))
+    hub.far = Side("hub", dialler=False, shared=hub.shared, hub=True)
+    hub.pairs = (hub.pairs[0], connect(hub.site, hub.far))
+    sender, _receiver = hub.stream()
+    sender.send(0, encoded(w=bytes(50_000)), 0)
+    hub.pairs[0][1].feed(hub.server.output())
+    chunks = [frame for frame in FrameCutter().feed(hub.far.output()) if frame.kind == FrameType.CHUNK]
+    assert max(len(piece.body) for piece in chunks) == frame + 16
+    assert sum(len(piece.body) - 16 for piece in chunks) == 50_000
