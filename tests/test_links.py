@@ -141,6 +141,9 @@ async def test_plain_tcp_beyond_loopback_is_refused_unless_asked_for() -> None:
     with pytest.raises(SecurityError, match="not loopback"):
         async with StreamEngine("server", listen="tcp://0.0.0.0:0"):
             pass
+    async with StreamEngine("site-1", connect="tcp://192.0.2.1:9") as engine:  # TEST-NET-1: nobody has it
+        with anyio.fail_after(5), pytest.raises(SecurityError, match=r"leads to 192\.0\.2\.1, which is not loopback"):
+            await engine.wait_for_sites(["server"])
     async with StreamEngine(
         "server", listen="tcp://0.0.0.0:0", settings=EngineSettings(allow_plain_tcp=True)
     ) as engine:

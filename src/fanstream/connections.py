@@ -263,6 +263,7 @@ class Connections:
         if str(error) != str(self._dial_error):
             _log.warning("engine %s: %s", self.name, error)
         self._dial_error = error
+        self._sites.tell()  # whoever waits for a site is told of some errors
 
     async def _dial_local(self, name: str) -> None:
         """Connect to an engine of this event loop; streams that open at once share one link."""
