@@ -157,7 +157,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        if hello.low > VERSIONS[1] or hello.high < VERSIONS[0]:\n",
         "        if False:\n",
         "a peer of another version is greeted",
-        _CORE,
+        ("threats/test_t05_replay.py",),
     ),
     Mutation(
         "protocol/session.py",

@@ -158,3 +158,21 @@ def test_a_number_is_given_once(alias: int) -> None:
     stream(pair)
     with pytest.raises(RemoteProtocolError, match=rf"OPEN names stream {alias}|type 16 for ReceiverLeg"):
         right.feed(pack(T.OPEN, alias, body=bodies.join_opening(linked_opening(stream=b"n" * 16), b"")))
+
+
+def test_an_answer_is_kept_until_it_was_acknowledged() -> None:
+    pair = left, right = linked()
+    sender, receiver = stream(pair, backlog=8)
+    frames = []
+    for seq in range(2):
+        sender.send(seq, encoded(n=seq), 0)
+        frames.append(left.output())
+    right.feed(*frames)
+    receiver.reply(0, encoded(n=0))
+    pump(pair)
+    receiver.reply(1, encoded(n=1))
+    right.output()  # is lost
+    sender.send(2, encoded(n=2), 0)  # and says that one reply has come
+    pump(pair)
+    right.feed(frames[1])
+    assert [frame.seq for frame in FrameCutter().feed(right.output())] == [1]
