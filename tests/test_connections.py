@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
 import anyio
 import pytest
 
 from fanstream import FLContext, Shareable, StreamContext, StreamEngine
+from fanstream.link import Link
+from fanstream.protocol import bodies
+from fanstream.protocol.frames import Flag, FrameType
+from fanstream.sites import Sites
+from fanstream.testing import Frame, RawPeer
+from fanstream.testing.peer import hello
+from fanstream.transports import Wire
+from fanstream.transports.memory import MemoryListener
+from tests.federation import until
 
 
 async def both_dial_at_once() -> None:
@@ -35,3 +48,66 @@ async def both_dial_at_once() -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_engines_that_dial_each_other_at_once_lose_nothing(backend: str) -> None:
     anyio.run(both_dial_at_once, backend=backend)
+
+
+@asynccontextmanager
+async def dialled(engine: StreamEngine, name: str, *, hub: bool) -> AsyncIterator[RawPeer]:
+    """Be what an engine dials at ``memory://above``, and greet it."""
+    accepted: list[Wire] = []
+    listener = MemoryListener("above", accepted.append)
+    try:
+        async with engine:
+            await until(lambda: bool(accepted))
+            async with RawPeer.over(accepted[0]) as peer:
+                await peer.receive(FrameType.HELLO)
+                peer.send(hello(name, hub=hub))
+                await engine.wait_for_sites([name])
+                yield peer
+    finally:
+        listener.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("hub", "known"), [(True, {"above", "site-9"}), (False, {"above"})])
+async def test_only_a_hub_is_believed_about_other_sites(hub: bool, known: set[str]) -> None:
+    engine = StreamEngine("site-1", connect="memory://above")
+    async with dialled(engine, "above", hub=hub) as peer:
+        peer.send(
+            Frame(FrameType.PRESENCE, body=bodies.encode(bodies.Presence(True, ["site-9", "site-1"], []))),
+            Frame(FrameType.PING),
+        )
+        await peer.receive(FrameType.PONG)
+        assert engine.sites() == known
+
+
+@pytest.mark.anyio
+async def test_a_stream_goes_through_one_hub_and_not_through_two() -> None:
+    middle = StreamEngine("middle", listen="memory://middle", connect="memory://above")
+    async with dialled(middle, "above", hub=True) as peer, StreamEngine("leaf", connect="memory://middle"):
+        await middle.wait_for_sites(["leaf"])
+        opening = bodies.Opening(b"s" * 16, "far", ["leaf"], "models", "weights", 2)
+        peer.send(Frame(FrameType.OPEN, 2, body=bodies.join_opening(opening, b""), flags=Flag.CRITICAL))
+        refused = bodies.decode(bodies.Cause, (await peer.receive(FrameType.REFUSED)).body)
+        assert (refused.rc, refused.reason) == ("COMMUNICATION_ERROR", "middle knows no way to leaf")
+
+
+class Via:
+    """All that ``Sites`` asks of a link."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.dialler = True
+        self.open = False
+
+
+@pytest.mark.anyio
+async def test_what_a_hub_leads_to_is_forgotten_with_it_and_never_oneself() -> None:
+    sites, hub, other = Sites(hub=False), Via("hub"), Via("other")
+    for link in (hub, other):
+        sites.add(cast(Link, link))
+    sites.presence(cast(Link, hub), bodies.Presence(True, ["a", "me"], []), "me")
+    sites.presence(cast(Link, other), bodies.Presence(True, ["b"], []), "me")
+    assert sites.names() == {"hub", "other", "a", "b"}
+    sites.remove(cast(Link, hub))
+    assert sites.names() == {"other", "b"}
+    assert set(sites.beyond) == {"b"}

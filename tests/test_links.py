@@ -137,6 +137,16 @@ async def test_a_socket_left_behind_is_replaced(tmp_path: Path) -> None:
 
 
 @on_sockets
+async def test_what_is_no_socket_stays_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "hub.sock"
+    path.write_text("precious")
+    with pytest.raises(ConnectError, match=r"hub\.sock: Address already in use"):
+        async with StreamEngine("server", listen=f"unix://{path}"):
+            pass
+    assert path.read_text() == "precious"
+
+
+@on_sockets
 async def test_plain_tcp_beyond_loopback_is_refused_unless_asked_for() -> None:
     with pytest.raises(SecurityError, match="not loopback"):
         async with StreamEngine("server", listen="tcp://0.0.0.0:0"):
