@@ -110,15 +110,19 @@ def simulate(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def fuzz(session: nox.Session) -> None:
     """Fuzz the decoders; `-- --runs 1000000 --target envelope` for one of them."""
-    session.install(".[arrow]", *group("fuzz"))
+    session.install(TESTED_EXTRAS, *group("fuzz"))
     session.run("python", "-m", "tests.fuzz", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
 def processes(session: nox.Session) -> None:
-    """Kill and freeze real processes hundreds of times; `-- --kills 20 --scenario hub_killed` for less."""
+    """Kill and freeze processes, then one stream's link; `-- --kills 20` and `-- links --gib 1` do less of either."""
     session.install(".", *group("test"))
-    session.run("python", "-m", "tests.processes", *session.posargs)
+    which, *options = session.posargs or [""]
+    if which != "links":
+        session.run("python", "-m", "tests.processes", *session.posargs)
+    if which in ("", "links"):
+        session.run("python", "-m", "tests.processes.link_kills", *options)
 
 
 @nox.session(python=PYTHONS[0])
@@ -131,8 +135,7 @@ def soak(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 def mutants(session: nox.Session) -> None:
     """Break copies of the package in a hundred ways, each of which a test has to notice; `-- --match budget`."""
-    # Without the package itself: the tests import each copy.
-    session.install(*PROJECT["project"]["dependencies"], "pyarrow>=18", "trio>=0.27", *group("test"))
+    session.install(TESTED_EXTRAS, *group("test"))  # each copy stands before it on the path
     session.run("python", "-m", "tests.mutants", *session.posargs)
 
 
