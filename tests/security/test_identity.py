@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -19,54 +18,17 @@ import pytest
 from fanstream import EngineSettings, FLContext, Shareable, StreamContext, StreamEngine
 from fanstream.errors import IdentityError
 from fanstream.protocol import bodies
-from fanstream.protocol.frames import Flag, FrameType, pack
+from fanstream.protocol.frames import FrameType
 from fanstream.security import Kit, Role
 from fanstream.security.identity import PURPOSES
 from fanstream.security.provision import Federation
-from fanstream.testing.peer import hello as greeting
 from fanstream.transports.addresses import parse
 
 from .conftest import plan
 from .forging import authority, forge, install
+from .intruding import break_in, client, goodbye, hello, opening
 
 pytestmark = pytest.mark.asyncio
-
-
-def hello(site: str, *, hub: bool = False) -> bytes:
-    return greeting(site, hub=hub).pack()
-
-
-def opening(opener: str, target: str, *, alias: int) -> bytes:
-    body = bodies.Opening(os.urandom(16), opener, [target], "demo", "hello", 2)
-    return pack(FrameType.OPEN, alias, body=bodies.join_opening(body, b"\x80"), flags=Flag.CRITICAL)
-
-
-def client(kit: Path | None, *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
-    """What an attacker dials with: it takes any server."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.maximum_version = newest
-    if kit is not None:
-        context.load_cert_chain(kit / "certificate.pem", kit / "key.pem")
-    return context
-
-
-def break_in(address: str, context: ssl.SSLContext | None, says: bytes, then: bytes = b"") -> bytes:
-    """Dial, say something, once answered say more, and return what was heard until the other side closed."""
-    where = parse(address, "address")
-    heard = b""
-    with socket.create_connection((where.host, where.port), timeout=10) as plain:
-        try:
-            with plain if context is None else context.wrap_socket(plain) as sock:
-                sock.sendall(says)
-                while data := sock.recv(65536):
-                    if not heard and then:
-                        sock.sendall(then)
-                    heard += data
-        except (ssl.SSLError, ConnectionError):
-            pass
-    return heard
 
 
 @asynccontextmanager
@@ -85,8 +47,7 @@ async def attempt(engine: StreamEngine, context: ssl.SSLContext | None, says: by
 async def test_who_has_a_kit_is_greeted(federation: Federation) -> None:
     """The attacks below fail for what they are, and not for how they are made."""
     async with hub(federation) as server:
-        goodbye = pack(FrameType.GOAWAY, body=bodies.encode(bodies.Goodbye("bye")))
-        heard = await attempt(server, client(federation.kits / "site-1"), hello("site-1"), goodbye)
+        heard = await attempt(server, client(federation.kits / "site-1"), hello("site-1"), goodbye())
         assert heard[4] == FrameType.HELLO
         assert b"server" in heard
 

@@ -10,12 +10,14 @@ import anyio
 import pytest
 
 from fanstream import FLContext, Shareable, StreamContext, StreamEngine
+from fanstream.protocol.frames import FrameType
 from fanstream.security import Kit, Role
 from fanstream.security.authority import KeyKind
 from fanstream.security.provision import Federation
 from tests.transports.conftest import UNWATCHED
 
 from .conftest import plan
+from .intruding import break_in, client, goodbye, hello
 
 ASYNCIO: tuple[str, dict[str, Any]] = ("asyncio", {"use_uvloop": False})
 UVLOOP: tuple[str, dict[str, Any]] = ("asyncio", {"use_uvloop": True})
@@ -58,3 +60,19 @@ async def test_members_stream_to_each_other(kind: KeyKind, tmp_path: Path) -> No
             assert (link.proven.name, link.proven.role) == ("server", Role.HUB)
             assert link.proven == kits["server"].identity
             assert {link.proven.name for link in server._links if link.proven} == {"site-1", "site-2"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)
+async def test_a_name_is_checked_however_early_it_comes(federation: Federation) -> None:
+    """The greeting is there together with the end of the handshake; some loops hand it on before they say so."""
+    kit = Kit.load(federation.kits / "server")
+    with anyio.fail_after(20):
+        async with StreamEngine("server", listen="tls://127.0.0.1:0", identity=kit) as server:
+            own = client(federation.kits / "site-1")
+            says = [hello("site-1"), hello("site-2"), hello("site-1") + hello("site-1")]
+            heard = [
+                await anyio.to_thread.run_sync(break_in, server.addresses[0], own, said, goodbye()) for said in says
+            ]
+            assert [answer[4] for answer in heard] == [FrameType.HELLO, FrameType.GOAWAY, FrameType.GOAWAY]
+            assert b"HELLO from site-2, and the certificate is that of site-1" in heard[1]

@@ -41,10 +41,11 @@ class Members:
         with anyio.fail_after(30):
             async with (
                 self.engine("server", listen="tls://127.0.0.1:0") as server,
-                self.engine("site-1", connect=server.addresses),
-                self.engine("site-2", connect=server.addresses),
+                self.engine("site-1", connect=server.addresses) as one,
+                self.engine("site-2", connect=server.addresses) as two,
             ):
-                await server.wait_for_sites(["site-1", "site-2"])
+                for engine, others in ((server, ["site-1", "site-2"]), (one, ["server"]), (two, ["server"])):
+                    await engine.wait_for_sites(others)
                 yield
 
     @asynccontextmanager

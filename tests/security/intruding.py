@@ -1,0 +1,54 @@
+"""Bare connections to a hub that say what no engine would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from pathlib import Path
+
+from fanstream.protocol import bodies
+from fanstream.protocol.frames import Flag, FrameType, pack
+from fanstream.testing.peer import hello as greeting
+from fanstream.transports.addresses import parse
+
+
+def hello(site: str, *, hub: bool = False) -> bytes:
+    return greeting(site, hub=hub).pack()
+
+
+def goodbye() -> bytes:
+    return pack(FrameType.GOAWAY, body=bodies.encode(bodies.Goodbye("bye")))
+
+
+def opening(opener: str, target: str, *, alias: int) -> bytes:
+    body = bodies.Opening(os.urandom(16), opener, [target], "demo", "hello", 2)
+    return pack(FrameType.OPEN, alias, body=bodies.join_opening(body, b"\x80"), flags=Flag.CRITICAL)
+
+
+def client(kit: Path | None, *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    """What an attacker dials with: it takes any server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = newest
+    if kit is not None:
+        context.load_cert_chain(kit / "certificate.pem", kit / "key.pem")
+    return context
+
+
+def break_in(address: str, context: ssl.SSLContext | None, says: bytes, then: bytes = b"") -> bytes:
+    """Dial, say something, once answered say more, and return what was heard until the other side closed."""
+    where = parse(address, "address")
+    heard = b""
+    with socket.create_connection((where.host, where.port), timeout=10) as plain:
+        try:
+            with plain if context is None else context.wrap_socket(plain) as sock:
+                sock.sendall(says)
+                while data := sock.recv(65536):
+                    if not heard and then:
+                        sock.sendall(then)
+                    heard += data
+        except (ssl.SSLError, ConnectionError):
+            pass
+    return heard
