@@ -38,17 +38,40 @@ def client(kit: Path | None, *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3)
 
 
 def break_in(address: str, context: ssl.SSLContext | None, says: bytes, then: bytes = b"") -> bytes:
-    """Dial, say something, once answered say more, and return what was heard until the other side closed."""
+    """Dial, say something, once answered say more, and return what was heard until the other side closed.
+
+    What is said first leaves in one piece with the end of the handshake.
+    """
     where = parse(address, "address")
     heard = b""
-    with socket.create_connection((where.host, where.port), timeout=10) as plain:
+    with socket.create_connection((where.host, where.port), timeout=10) as sock:
         try:
-            with plain if context is None else context.wrap_socket(plain) as sock:
+            if context is None:
                 sock.sendall(says)
                 while data := sock.recv(65536):
-                    if not heard and then:
-                        sock.sendall(then)
                     heard += data
+                return heard
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = context.wrap_bio(incoming, outgoing)
+            shaken = False
+            while True:
+                try:
+                    if not shaken:
+                        tls.do_handshake()
+                        shaken = True
+                        tls.write(says)
+                    data = tls.read(65536)
+                    if not heard and then:
+                        tls.write(then)
+                    heard += data
+                    if not data:
+                        break
+                except ssl.SSLWantReadError:
+                    sock.sendall(outgoing.read())
+                    arrived = sock.recv(65536)
+                    if not arrived:
+                        break
+                    incoming.write(arrived)
         except (ssl.SSLError, ConnectionError):
             pass
     return heard

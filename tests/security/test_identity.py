@@ -148,6 +148,20 @@ async def test_a_handshake_that_is_too_long_is_cut_off(
     assert "a handshake of more than 65536 bytes" in caplog.text
 
 
+async def test_a_chain_of_certificates_that_is_too_long_is_cut(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL takes up to 100 KB of them, and that the handshake has ended by then is no excuse."""
+    kit = federation.kits / "site-1"
+    chain = (kit / "certificate.pem").read_bytes()
+    (kit / "certificate.pem").write_bytes(chain * 160)
+    async with hub(federation) as server:
+        assert await attempt(server, client(kit), hello("site-1")) == b""
+        while server._links:
+            await anyio.lowlevel.checkpoint()
+    assert "a handshake of more than 65536 bytes" in caplog.text
+
+
 async def test_who_says_nothing_in_a_handshake_has_a_deadline_and_is_counted(federation: Federation) -> None:
     async with hub(federation, hello_timeout=0.5, half_open=2) as server:
         where = parse(server.addresses[0], "address")

@@ -44,13 +44,11 @@ class FederationHandshake(ssl.SSLObject):
         before = self.incoming.pending
         try:
             super().do_handshake()
-        except ssl.SSLWantReadError:
-            self._count(before)
-            raise
         except ssl.SSLCertVerificationError as exc:
             code = _CODES.get(exc.verify_code, "untrusted")
             _refuse(IdentityError(f"its certificate is not accepted: {exc.verify_message}", code=code))
-        self._count(before)
+        finally:
+            self._count(before)
         context = self.context
         assert isinstance(context, FederationContext)
         shown = self.getpeercert(binary_form=True)
