@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from .harness.figures import GIB
 from .harness.plots import PLOTS, plot
 from .harness.tables import page
 
@@ -33,6 +34,10 @@ SUITE: Final[tuple[tuple[str, ...], ...]] = (
     ("object_size",),
     ("fairness",),
     ("idle",),
+    ("stalled_site",),
+    ("endurance",),
+    ("huge_file", "--size", str(4 * GIB)),
+    ("many_sites", "--sites", "50"),
     ("large_objects",),
     ("large_objects", "--transport", "unix", "--sites", "1", "4", "--loop", "uvloop"),
     ("tls",),

@@ -20,6 +20,7 @@ from .usage import Meter
 # An nvflare process needs seconds of CPU to start, and eight of them share the cores.
 START_TIMEOUT: Final = 120.0
 RUN_TIMEOUT: Final = 90.0
+_STARTING: Final = 8  # sites at once: 200 that start together leave the opener no core to answer their handshakes with
 # Objects from here on are data: what counts is bytes. Below, what counts is objects.
 _BULK: Final = 64 * KIB
 
@@ -140,11 +141,12 @@ class Team:
         with ExitStack() as stack:
             self._opener = self._start(stack, "opener", f"--sites={self._sites}")
             hello = self._opener.hear(START_TIMEOUT)
-            sites = [
-                self._start(stack, "site", f"--index={index}", f"--address={hello['address']}")
-                for index in range(self._sites)
-            ]
-            for site in sites:
+            sites: list[Worker] = []
+            for index in range(self._sites):
+                sites.append(self._start(stack, "site", f"--index={index}", f"--address={hello['address']}"))
+                if index >= _STARTING:
+                    sites[index - _STARTING].hear(START_TIMEOUT)
+            for site in sites[-_STARTING:]:
                 site.hear(START_TIMEOUT)
             self._opener.hear(START_TIMEOUT)
             self.opener = self._opener.meter
