@@ -472,6 +472,48 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "a site that wants no more keeps a gather from being met",
         ("protocol/test_gather.py", "test_contract_sender.py"),
     ),
+    Mutation(
+        "protocol/gather.py",
+        "        if self._patience is not None and flight.waiting:\n",
+        "        if False:\n",
+        "a quorum has no patience",
+        ("protocol/test_gather.py",),
+    ),
+    Mutation(
+        "protocol/patience.py",
+        "max(deviation, _LEAST_SPREAD * middle, _LEAST_SECONDS)",
+        "deviation",
+        "sites that answer together leave no time for the next",
+        ("protocol/test_patience.py",),
+    ),
+    Mutation(
+        "protocol/pace.py",
+        "        if mark is None or mark != self._mark:\n",
+        "        if mark != self._mark:\n",
+        "a site that waits for room at the opener times out",
+        ("protocol/test_pace.py",),
+    ),
+    Mutation(
+        "protocol/pace.py",
+        "self._seconds * _FADING + now - max(sent, self.turned)",
+        "self._seconds * _FADING + now - sent",
+        "objects that waited for others make a site look slow",
+        ("protocol/test_pace.py",),
+    ),
+    Mutation(
+        "protocol/pace.py",
+        "self.expected(size), self.moved) + timeout\n",
+        "self.expected(size), sent) + timeout\n",
+        "a site that moves times out",
+        ("protocol/test_pace.py",),
+    ),
+    Mutation(
+        "protocol/core.py",
+        "                    leg.inbound.tell_progress()\n",
+        "                    pass\n",
+        "a sender does not see that a large object moves",
+        _CORE,
+    ),
     # --- the opener's shell ---
     Mutation(
         "outgoing.py",
