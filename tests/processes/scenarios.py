@@ -14,8 +14,12 @@ from typing import Any, Final
 
 import anyio
 
+from fanstream import StreamOptions
+
 from .lab import Lab, Process
 
+RESUMES: Final = StreamOptions().resume_window > 0
+"""Whether streams go on once a broken link has come back."""
 SITES: Final = ("site-1", "site-2")
 OBJECTS: Final = 60
 
@@ -45,6 +49,13 @@ def _check_account(result: dict[str, Any], run: int) -> None:
     for site, account in result["sites"].items():
         total = sum(number for outcome, number in account.items() if outcome != "rc")
         assert total == result["objects"], f"run {run}: {site} has {account} for {result['objects']} objects"
+
+
+def _check_whole(result: dict[str, Any], consumed: dict[str, list[int]], run: int) -> None:
+    """The stream went on as if nothing had happened."""
+    assert result["complete"], f"run {run}: {result}"
+    for site in SITES:
+        assert consumed[site] == list(range(OBJECTS)), f"run {run}: {site} consumed {consumed[site]}"
 
 
 def check_effects(lab: Lab, opener: str, run: int, *, redelivered: int = 1) -> dict[str, list[int]]:
@@ -116,13 +127,15 @@ async def opener_killed(lab: Lab, run: int, rng: Random) -> None:
 async def hub_killed(lab: Lab, run: int, rng: Random) -> None:
     """The hub is killed, and comes back: a stream through it goes on, or ends; nothing happens twice."""
     opener = lab.processes["opener"]
-    await _begin(lab, opener, run, window=rng.choice([1, 4, 16]), timeout=5.0)
+    await _begin(lab, opener, run, window=rng.choice([1, 4, 16]), timeout=30.0)
     await _reach(lab, "site-1", run, rng)
     await lab.processes["hub"].kill()
     await lab.start("hub")
     result = await opener.result(run)
     _check_account(result, run)
-    check_effects(lab, "opener", run, redelivered=0)
+    consumed = check_effects(lab, "opener", run, redelivered=0)
+    if RESUMES:
+        _check_whole(result, consumed, run)
     await _recovered(lab, opener, run)
 
 
@@ -130,7 +143,7 @@ async def receiver_frozen(lab: Lab, run: int, rng: Random) -> None:
     """A site freezes: it is noticed in time, and once it thaws it is reached again."""
     opener = lab.processes["hub" if run % 2 else "opener"]
     hub, site = lab.processes["hub"], lab.processes["site-1"]
-    await _begin(lab, opener, run, window=4, timeout=5.0)
+    await _begin(lab, opener, run, window=4, timeout=30.0)
     await _reach(lab, "site-1", run, rng)
     before = len(hub.heard)
     site.freeze()
@@ -139,7 +152,9 @@ async def receiver_frozen(lab: Lab, run: int, rng: Random) -> None:
     result = await opener.result(run)
     _check_account(result, run)
     assert result["sites"]["site-2"] == {"rc": "OK", "replied": result["objects"]}, f"run {run}: {result}"
-    check_effects(lab, opener.name, run, redelivered=0)
+    consumed = check_effects(lab, opener.name, run, redelivered=0)
+    if RESUMES:
+        _check_whole(result, consumed, run)
     await _recovered(lab, opener, run)
 
 
