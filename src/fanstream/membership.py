@@ -37,6 +37,7 @@ def check_addresses(name: str, listen: Sequence[Address], connect: Sequence[Addr
         *connect*, each ``tls`` address with the name of the hub that has to answer there.
 
     Raises:
+        TypeError: *kit* is none.
         SecurityError: there is no kit, it is that of another site, or its role is another.
         ValueError: neither the address nor the kit says which hub has to answer.
     """
@@ -46,6 +47,10 @@ def check_addresses(name: str, listen: Sequence[Address], connect: Sequence[Addr
                 if address.scheme == "tls":
                     raise SecurityError(f"{argument} has {address}, which needs identity: the kit of {name}")
         return list(connect)
+    from .security.kit import Kit
+
+    if not isinstance(kit, Kit):
+        raise TypeError(f"identity is {kit!r} of type {type(kit).__name__}, expected a Kit: Kit.load(folder)")
     own = kit.identity
     if own.name != name:
         raise SecurityError(f"site_name is {name}, and identity is the kit of {own.name}")
@@ -100,6 +105,8 @@ async def watch_kit(kit: Kit, links: Iterable[Link]) -> None:
                 failures, told = (failures + 1, told) if str(exc) == told else (1, str(exc))
                 if failures == _PATIENCE:
                     _log.error("%s. What was loaded before stays in use", exc)
+            except Exception:  # noqa: BLE001 - a file that was not foreseen must not end the watch, nor the engine
+                _log.exception("%r cannot be loaded again: a defect. What was loaded before stays in use", kit)
             else:
                 failures, told = 0, ""
                 _log.info("%r was loaded again", kit)

@@ -232,6 +232,18 @@ def test_an_engine_needs_the_kit_of_its_name_and_role(
         StreamEngine(name, identity=kit, **where)  # type: ignore[arg-type]
 
 
+def test_an_identity_is_a_kit(federation: Federation) -> None:
+    folder = str(federation.kits / "site-1")
+    with pytest.raises(TypeError, match=r"identity is '.*site-1' of type str, expected a Kit: Kit.load\(folder\)"):
+        StreamEngine("site-1", connect="tls://h:1", identity=folder)  # type: ignore[arg-type]
+
+
+def test_words_around_the_certificates_do_no_harm(federation: Federation) -> None:
+    roots = federation.kits / "site-1" / "roots.pem"
+    roots.write_text("Die Wurzel der Universit\u00e4tskliniken\n" + roots.read_text(), encoding="utf-8")
+    assert Kit.load(roots.parent).identity.name == "site-1"
+
+
 def test_the_hub_that_has_to_answer_is_said_by_the_address_or_known_to_the_kit(federation: Federation) -> None:
     kit = Kit.load(federation.kits / "site-1")
     said = StreamEngine("site-1", connect=["tls://h:1?name=hub-9", "tls://h:2", "unix:///s"], identity=kit)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
@@ -87,7 +88,7 @@ def read_profile(certificate: x509.Certificate) -> tuple[str, str, Role]:
         return _read_profile(certificate)
     except x509.ExtensionNotFound as exc:
         raise _malformed(f"it has no {exc.oid._name}") from exc
-    except (ValueError, x509.DuplicateExtension) as exc:
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
         raise _malformed(f"it cannot be read: {exc}") from exc
 
 

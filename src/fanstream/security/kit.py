@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import logging
-import ssl
 import time
 import tomllib
 from collections.abc import Callable
@@ -112,7 +111,7 @@ class Kit:
         self.settings = settings
         self._clock = clock
         self._paths = tuple(folder / name for name in (CERTIFICATE, KEY, ROOTS, REVOKED))
-        self._loaded = self._load(self._stamps(), *self._read_trust())
+        self._loaded = self._load(self._stamps(), self._read_trust())
 
     @classmethod
     def load(cls, folder: str | Path, *, clock: Callable[[], float] = time.time) -> Self:
@@ -173,14 +172,14 @@ class Kit:
             KitError: as from :meth:`load`; or the name is another, or a revocation list is older than the one before.
         """
         stamps, before = self._stamps(), self._loaded
-        roots, trust = self._read_trust()
+        trust = self._read_trust()
         try:
             before.trust.check_successor(trust)
         except ValueError as exc:
             raise KitError(self.folder / REVOKED, str(exc), "Copy the newest revoked.pem") from exc
         before.context.trust = trust
         self._loaded = replace(before, trust=trust)
-        self._loaded = self._load(stamps, roots, trust)
+        self._loaded = self._load(stamps, trust)
 
     def check(self, peer: Identity) -> None:
         """Check that a peer that was accepted before still is.
@@ -203,16 +202,15 @@ class Kit:
                 stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
         return tuple(stamps)
 
-    def _read_trust(self) -> tuple[bytes, Trust]:
-        """Return the roots in PEM, and them and their lists as they are to be used."""
+    def _read_trust(self) -> Trust:
         _certificate, _key, roots_path, revoked_path = self._paths
-        roots = read_checked(roots_path)
+        roots, revoked = read_checked(roots_path), read_checked(revoked_path)
         try:
-            return roots, Trust.read(self.settings.federation, roots, read_checked(revoked_path))
+            return Trust.read(self.settings.federation, roots, revoked)
         except ValueError as exc:
             raise KitError(roots_path, f"is not usable with {revoked_path.name}: {exc}", _AGAIN) from exc
 
-    def _load(self, stamps: Stamps, roots: bytes, trust: Trust) -> _Loaded:
+    def _load(self, stamps: Stamps, trust: Trust) -> _Loaded:
         certificate_path, key_path, _roots, _revoked = self._paths
         certificate = _read_certificate(certificate_path)
         key = _read_key(key_path)
@@ -220,8 +218,8 @@ class Kit:
             raise KitError(key_path, f"does not belong to {certificate_path.name}", "Copy both files of the same kit")
         identity = self._identify(certificate, trust)
         try:
-            context = make_context(identity.role, certificate_path, key_path, roots, trust, self._clock)
-        except (ssl.SSLError, OSError) as exc:
+            context = make_context(identity.role, certificate_path, key_path, trust, self._clock)
+        except (ValueError, OSError) as exc:  # those of ssl are errors of the system
             raise KitError(certificate_path, f"cannot be used for TLS: {exc}", _RENEW) from exc
         if self._stamps() != stamps:  # OpenSSL reads the files itself, and they must be those that were checked
             raise KitError(self.folder, "was changed while it was read", "Load it again")
@@ -273,7 +271,9 @@ def _read_certificate(path: Path) -> x509.Certificate:
     data = read_checked(path)
     try:
         found = x509.load_pem_x509_certificates(data)
-    except ValueError as exc:
+        for certificate in found:
+            certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as exc:
         raise KitError(path, f"is no certificate in PEM: {exc}", _AGAIN) from exc
     if len(found) != 1:
         raise KitError(path, f"holds {len(found)} certificates, expected one", _AGAIN)

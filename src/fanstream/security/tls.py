@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..errors import IdentityError
 from .identity import Identity, Role
@@ -118,7 +119,7 @@ class FederationContext(ssl.SSLContext):
 
 
 def make_context(
-    role: Role, certificate: Path, key: Path, roots: bytes, trust: Trust, clock: Callable[[], float]
+    role: Role, certificate: Path, key: Path, trust: Trust, clock: Callable[[], float]
 ) -> FederationContext:
     """Make what one side needs.
 
@@ -126,8 +127,7 @@ def make_context(
         role: this side's.
         certificate: its file.
         key: the file of its key.
-        roots: the federation's, in PEM.
-        trust: the same, with what they have revoked.
+        trust: the federation's roots, and what they have revoked.
         clock: returns seconds since 1970.
 
     Raises:
@@ -142,7 +142,7 @@ def make_context(
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
     if listens:
         context.num_tickets = 0  # who comes back shows its certificate again, so that nothing outlives a revocation
-    context.load_verify_locations(cadata=roots.decode("ascii"))
+    context.load_verify_locations(cadata=b"".join(root.public_bytes(Encoding.DER) for root in trust.roots.values()))
     context.load_cert_chain(certificate, key)
     context.trust = trust
     context.peers = Role.SITE if listens else Role.HUB

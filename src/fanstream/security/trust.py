@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
 from ..errors import IdentityError
 from .identity import ISSUES_ONLY, Identity, check_key, fingerprint, read_profile
@@ -66,7 +66,7 @@ class Trust:
             IdentityError: it is not one of this federation's, is out of date, or is revoked.
         """
         federation, name, role = read_profile(certificate)
-        if not isinstance(certificate.signature_hash_algorithm, (*_STRONG, type(None))):
+        if not _is_strong(certificate):
             raise IdentityError("a certificate is signed with an outdated hash", code="malformed")
         issuer = next((known for known, root in self.roots.items() if _issued(certificate, root)), None)
         if issuer is None:
@@ -166,18 +166,23 @@ def _number(found: x509.CertificateRevocationList) -> int:
 
 
 def _is_by(found: x509.CertificateRevocationList, root: x509.Certificate) -> bool:
-    hashed: HashAlgorithm | None = found.signature_hash_algorithm
     return (
-        found.issuer == root.subject
-        and isinstance(hashed, (*_STRONG, type(None)))
-        and found.is_signature_valid(root.public_key())  # type: ignore[arg-type]  # check_key knows which keys there are
+        found.issuer == root.subject and _is_strong(found) and found.is_signature_valid(root.public_key())  # type: ignore[arg-type]  # check_key knows which keys there are
     )
+
+
+def _is_strong(signed: x509.Certificate | x509.CertificateRevocationList) -> bool:
+    """Whether a signature is of SHA-256 or longer, or of a kind that needs none, such as Ed25519's."""
+    try:
+        return isinstance(signed.signature_hash_algorithm, (*_STRONG, type(None)))
+    except UnsupportedAlgorithm:
+        return False
 
 
 def _issued(certificate: x509.Certificate, root: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 
