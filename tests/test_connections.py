@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
 
 import anyio
 import pytest
 
 from fanstream import FLContext, Shareable, StreamContext, StreamEngine
-from fanstream.link import Link
 from fanstream.protocol import bodies
 from fanstream.protocol.frames import Flag, FrameType
-from fanstream.sites import Sites
 from fanstream.testing import Frame, RawPeer
 from fanstream.testing.peer import hello
 from fanstream.transports import Wire
@@ -91,23 +88,12 @@ async def test_a_stream_goes_through_one_hub_and_not_through_two() -> None:
         assert (refused.rc, refused.reason) == ("COMMUNICATION_ERROR", "middle knows no way to leaf")
 
 
-class Via:
-    """All that ``Sites`` asks of a link."""
-
-    def __init__(self, peer: str) -> None:
-        self.peer = peer
-        self.dialler = True
-        self.open = False
-
-
 @pytest.mark.anyio
-async def test_what_a_hub_leads_to_is_forgotten_with_it_and_never_oneself() -> None:
-    sites, hub, other = Sites(hub=False), Via("hub"), Via("other")
-    for link in (hub, other):
-        sites.add(cast(Link, link))
-    sites.presence(cast(Link, hub), bodies.Presence(True, ["a", "me"], []), "me")
-    sites.presence(cast(Link, other), bodies.Presence(True, ["b"], []), "me")
-    assert sites.names() == {"hub", "other", "a", "b"}
-    sites.remove(cast(Link, hub))
-    assert sites.names() == {"other", "b"}
-    assert set(sites.beyond) == {"b"}
+async def test_what_a_hub_leads_to_is_forgotten_with_it() -> None:
+    engine = StreamEngine("site-1", connect="memory://above")
+    async with dialled(engine, "above", hub=True) as peer:
+        peer.send(Frame(FrameType.PRESENCE, body=bodies.encode(bodies.Presence(True, ["site-9"], []))))
+        await engine.wait_for_sites(["site-9"])
+        peer.close()
+        await until(lambda: not engine.sites())
+        assert engine._links._sites.beyond == {}
