@@ -142,6 +142,8 @@ class Federation:
             found += [f"{engine.name}: outgoing {stream.stream_id}" for stream in engine._outgoing]
             found += [f"{engine.name}: incoming {stream.stream_id}" for stream in engine._incoming]
             found += [f"{engine.name}: legs {link.core.legs}" for link in engine._links if link.core.legs]
+            if engine._links._resuming:
+                found.append(f"{engine.name}: {len(engine._links._resuming)} streams are suspended or remembered")
             if len(engine.deadlines) > len(engine._links) + (engine._sweep is not None):
                 found.append(f"{engine.name}: {len(engine.deadlines)} deadlines, {len(engine._links)} links")
             shared, greeting = engine._links._shared, engine._links._half_open

@@ -315,7 +315,7 @@ async def test_a_lost_link_ends_the_stream_at_both_ends(transport: str) -> None:
 
         async with anyio.create_task_group() as tg:
             tg.start_soon(cut)
-            result = await fed.stream(producer)
+            result = await fed.stream(producer, options=StreamOptions(resume_window=0))
         assert producer.rcs("site-1") == ["COMMUNICATION_ERROR"] * 2
         assert producer.rcs("site-2") == ["OK"] * 2
         assert result.sites["site-1"].outcomes["lost"] >= 1

@@ -11,11 +11,13 @@ from urllib.parse import urlsplit
 import anyio
 import pytest
 
-from fanstream import EngineSettings, FLContext, Shareable, StreamContext, StreamEngine, make_reply
+from fanstream import EngineSettings, FLContext, Shareable, StreamContext, StreamEngine, StreamOptions, make_reply
 from fanstream.errors import ConnectError, NameInUseError, SecurityError
 from fanstream.protocol.frames import HEADER
 from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
 from tests.federation import Keeper, Numbers, delayed, federation, until
+
+AT_ONCE = StreamOptions(resume_window=0)
 
 on_sockets = pytest.mark.asyncio
 
@@ -83,7 +85,7 @@ async def test_a_site_that_leaves_is_lost_to_what_runs_and_unreachable_afterward
                 codes = []
 
                 async def open_and_send() -> None:
-                    async with server.open_stream("c", "t", ["site-1"]) as stream:
+                    async with server.open_stream("c", "t", ["site-1"], options=AT_ONCE) as stream:
                         for _ in range(2):
                             replies = await stream.send(Shareable(), timeout=30)
                             codes.append(replies["site-1"].get_return_code())
@@ -376,7 +378,7 @@ class TestOnVirtualTime:
 
                 async with anyio.create_task_group() as tg:
                     tg.start_soon(cut)
-                    await fed.stream(producer)
+                    await fed.stream(producer, options=AT_ONCE)
                 assert producer.rcs("site-1")[0] == "COMMUNICATION_ERROR"
                 assert producer.rcs("site-2") == ["OK"] * 2
                 assert keeper.rcs == ["COMMUNICATION_ERROR"]

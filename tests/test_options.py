@@ -24,7 +24,7 @@ STREAM_OPTIONS: dict[str, list[tuple[Any, str]]] = {
     "progress_timeout": NOT_SECONDS,
     "end_timeout": NOT_SECONDS,
     "connect_grace": NOT_SECONDS_OR_0,
-    "resume_window": [(1, "0 .*=1"), (-1, "0 .*=-1"), (math.nan, "nan")],
+    "resume_window": [(-1, "0 .*=-1"), (math.nan, "nan"), (4_294_967, "4294966 .*=4294967")],
     "copy_objects": [("perhaps", "perhaps"), (2, "=2")],
     "timeout": [*NOT_SECONDS[:2], (math.nan, "=nan"), (4_294_967, "4294966 .*=4294967"), (math.inf, "4294966 .*=inf")],
 }
@@ -58,6 +58,7 @@ LIMITS: dict[str, list[tuple[Any, str]]] = {
     "hello": [(KIB - 1, "1024 .*=1023")],
     "hello_timeout": NOT_SECONDS,
     "frame_timeout": NOT_SECONDS,
+    "resume_window": NOT_SECONDS_OR_0,
     "half_open": [(0, "1 .*=0")],
 }
 

@@ -21,6 +21,7 @@ from .protocol.frames import MAGIC
 from .protocol.inbound import Decoder
 from .protocol.relay import FIRST_WINDOW
 from .protocol.session import SessionState
+from .resuming import Resuming
 from .shareable import ReturnCode
 from .sites import Sites
 from .tasks import Tasks
@@ -73,9 +74,8 @@ class Connections:
         self._tasks = tasks
         self.face = tasks.face
         self.deadlines = tasks.deadlines
-        self._admit_stream = admit
         self._on_opened = opened
-        self._sites = Sites(hub=bool(listen))
+        self._sites = Sites(hub=bool(listen), on_change=self._ways_changed)
         self._links: set[Link] = set()
         self._ended = self.face.wakeup()
         self._listeners: list[Listener] = []
@@ -83,6 +83,7 @@ class Connections:
         self._refusals = Refusals(name, tasks.face.time)
         self._closing = False
         self._local: dict[str, Link] = {}  # dialled to engines of this event loop, by name
+        self._redialled: set[str] = set()  # of them, those about to be dialled again for a suspended stream
         self._dial_error: Exception | None = None
         self._unwatch: Callable[[], object] = lambda: None
         limits = settings.limits
@@ -97,7 +98,8 @@ class Connections:
             [],
             MAGIC,
         )
-        self._shared = Surroundings.make(settings, decoder, self._route)
+        self._resuming = Resuming(self.deadlines, self.face.time, limits.resume_window, self._way_to, self._wanted)
+        self._shared = Surroundings.make(settings, decoder, self._route, admit, self._resuming)
 
     # --- lifetime ---
 
@@ -140,6 +142,35 @@ class Connections:
             link.leave("bye")
         while self._links:
             await self._ended.wait()
+        self._resuming.clear()
+
+    # --- streams whose way is broken ---
+
+    @property
+    def life(self) -> bytes:
+        """This engine's incarnation."""
+        return self._hello.incarnation
+
+    def _way_to(self, name: str) -> LinkCore | None:
+        link = self._sites.find(name)
+        return None if link is None else link.core
+
+    def _ways_changed(self) -> None:
+        self._resuming.ways_changed()
+
+    def _wanted(self, name: str) -> None:
+        """A suspended stream needs a way to a site: nobody else dials engines of this event loop."""
+        if not (self._closing or self._listen or self._connect or name in self._redialled):
+            self._redialled.add(name)
+            self._tasks.spawn(self._redial, name, name=f"dial {name} again")
+
+    async def _redial(self, name: str) -> None:
+        pause = self._settings.retry_first
+        while self._resuming.wants(name) and self._sites.find(name) is None and not self._closing:
+            await anyio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            pause = min(pause * 2, self._settings.retry_max)
+            await self._dial_local(name)
+        self._redialled.discard(name)
 
     # --- what the engine asks ---
 
@@ -271,7 +302,11 @@ class Connections:
         if link is None:
             if LOCAL + name not in network_now():
                 return
-            wire = memory.dial(LOCAL + name, self.name)
+            try:
+                wire = memory.dial(LOCAL + name, self.name)
+            except TransportError as exc:
+                self._failed(exc)
+                return
             link = self._local[name] = self._make(wire, dialler=True)
             self._tasks.spawn(self._run, link, name=f"link to {name}")
         with anyio.move_on_after(self._settings.limits.hello_timeout):
@@ -284,6 +319,7 @@ class Connections:
         """A peer has said HELLO."""
         if link.dialler:
             self._dial_error = None
+            self._resuming.met(hello.site, hello.incarnation)
             self._sites.add(link)
             return
         self._half_open -= 1
@@ -301,6 +337,7 @@ class Connections:
     def _admit(self, link: Link) -> None:
         if link.core.session.state is SessionState.ADMITTING:  # its peer may have said goodbye already
             link.admit()
+            self._resuming.met(link.peer, link.life)
             self._sites.add(link)
 
     async def _probe(self, old: Link, new: Link) -> None:
@@ -334,6 +371,8 @@ class Connections:
         """A hub has said which sites it leads to; what another engine says of its own links leads nowhere."""
         hello = link.core.session.peer
         if link.dialler and hello is not None and hello.hub:
+            for site, life in zip(event.presence.joined, event.presence.lives, strict=False):
+                self._resuming.met(site, life)
             self._sites.presence(link, event.presence, self.name)
 
     def closed(self, link: Link, reason: str) -> None:
@@ -341,13 +380,13 @@ class Connections:
         _log.debug("engine %s: link to %s ended: %s", self.name, link.peer, reason)
         self._sites.remove(link)
 
-    def _route(self, core: LinkCore, opening: Opening, target: str) -> LinkCore | Refusal | None:
-        """Say where a stream that a peer opens goes."""
+    def _route(self, core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
+        """Say where a stream that a peer opens, or goes on with, leads."""
         through_hub = any(link.core is core and link.dialler for link in self._links)
-        if opening.opener != core.peer and not through_hub:
-            raise RemoteProtocolError(f"{core.peer} opens a stream in the name of {opening.opener}")
+        if opener != core.peer and not through_hub:
+            raise RemoteProtocolError(f"{core.peer} opens a stream in the name of {opener}")
         if target == self.name:
-            return self._admit_stream(opening)
+            return None
         link = self._sites.direct.get(target)
         if link is None or not link.open or link.dialler or through_hub or not self._listen:
             return Refusal(ReturnCode.COMMUNICATION_ERROR, f"{self.name} knows no way to {target}")

@@ -202,6 +202,11 @@ class StreamEngine(StreamableEngine):
             raise TypeError(f"sites is {sites!r}, a str; expected a list of site names")
         await self._links.wait_for([check_site(name, f"sites[{index}]") for index, name in enumerate(sites)])
 
+    @property
+    def life(self) -> bytes:
+        """This engine's incarnation: 16 random bytes."""
+        return self._links.life
+
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
         return await self._links.reach(sites, grace)

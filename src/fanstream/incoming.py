@@ -19,7 +19,7 @@ from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import CodecError
 from .protocol.events import Aborted, EndAnnounced, Event, Lost, ObjectArrived
-from .protocol.legs import ReceiverLeg
+from .protocol.receiver import ReceiverLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import ConsumerFactory, ObjectConsumer
 from .wakeup import Face
@@ -210,7 +210,7 @@ class IncomingStream:
         quiet_until = self._last_arrival + limit
 
         def look(now: float) -> None:
-            if self._queue or self._in_hand:
+            if self._queue or self._in_hand or not self._leg.attached:
                 self._last_arrival = now  # what waits here may well be all that the opener may send
             if self._last_arrival + limit <= now:
                 self.stop(ReturnCode.TIMEOUT, f"nothing came for {limit} s")

@@ -90,13 +90,22 @@ class Link:
     def _proven_name(self) -> str | None:
         return None if self._wire.peer is None else self._wire.peer.name
 
+    @property
+    def life(self) -> bytes:
+        """The peer's incarnation; empty before its HELLO."""
+        hello = self.core.session.peer
+        return b"" if hello is None else hello.incarnation
+
     async def run(self) -> None:
         """Live until the connection ends."""
         self._set_timer()
         reason = "the engine ended"
+        for_good = True
         try:
             ended = await self._wire.run(self)
             reason = str(self.error or ended or "this side closed the link")
+            # Who has broken the rules, or is no longer who it was, gets no streams back.
+            for_good = self.error is not None or isinstance(ended, SecurityError)
             if isinstance(ended, (SecurityError, ConnectError)):
                 self.goodbye = ended
         finally:
@@ -104,7 +113,7 @@ class Link:
             self.ended = reason
             if self._timer is not None:
                 self._host.deadlines.cancel(self._timer)
-            self._deliver(self.core.lost(reason))
+            self._deliver(self.core.lost(reason, for_good=for_good))
             self._host.closed(self, reason)
 
     def admit(self) -> None:

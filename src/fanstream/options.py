@@ -44,7 +44,7 @@ class StreamOptions(_Frozen):
             the longest it may take. None: the object's timeout alone counts.
         end_timeout: how long the sites' acknowledgements of the end are waited for.
         connect_grace: how long a site that is not reachable yet is waited for at the start; 0 does not wait.
-        resume_window: how long a broken link may take to come back; 0 until streams can be resumed.
+        resume_window: how long the way to a site may stay broken before the stream is lost there; 0 loses it at once.
         copy_objects: take a private copy of an object's buffers when it is encoded, so that they may be changed at
             once. Its alias, and its name in the constructor, is ``copy``.
         timeout: an object's timeout where the producer names none (the plain shapes).
@@ -60,7 +60,7 @@ class StreamOptions(_Frozen):
     progress_timeout: Seconds | None = None
     end_timeout: Seconds = 10.0
     connect_grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    resume_window: Annotated[float, Field(ge=0, le=0)] = 0.0
+    resume_window: Annotated[float, Field(ge=0, le=LONGEST_TIMEOUT)] = 60.0
     copy_objects: Annotated[bool, Field(alias="copy")] = False
     timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 60.0
 
@@ -99,6 +99,7 @@ class Limits(_Frozen):
         hello: bytes of a peer's first frame.
         hello_timeout: how long the handshake may take.
         frame_timeout: how long a frame that has begun may take, besides 1 s for each 16 KiB of data in it.
+        resume_window: how long an incoming stream may wait for a broken way to come back, whatever its opener asks for.
         half_open: links of a listener whose handshake has not ended.
     """
 
@@ -126,6 +127,7 @@ class Limits(_Frozen):
     hello: Annotated[int, Field(ge=KIB)] = 64 * KIB
     hello_timeout: Seconds = 10.0
     frame_timeout: Seconds = 30.0
+    resume_window: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 300.0
     half_open: Annotated[int, Field(ge=1)] = 128
 
     @model_validator(mode="after")

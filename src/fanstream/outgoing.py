@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
+import msgspec
 
 from .abort import AbortSignal
 from .codec import Codec
@@ -19,10 +20,10 @@ from .errors import ClosedError, CodecError, LocalProtocolError
 from .policies import Drop
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore
-from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArrived
+from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArrived, Resumed, Suspended
 from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, Standing
 from .protocol.inbound import UNCHARGED
-from .protocol.legs import OpenerLeg
+from .protocol.opener import OpenerLeg
 from .protocol.pace import Pacing
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import SiteResult, StreamResult
@@ -42,6 +43,10 @@ class Host(Protocol):
     deadlines: Deadlines
     codec: Codec
     settings: EngineSettings
+
+    @property
+    def life(self) -> bytes:
+        """The engine's incarnation."""
 
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
@@ -125,7 +130,10 @@ class OutgoingStream:
         self.on_news: Callable[[], object] = _nothing
         stream_ctx[StreamContextKey.CHANNEL] = channel
         stream_ctx[StreamContextKey.TOPIC] = topic
-        self._opening = Opening(os.urandom(16), host.name, [], channel, topic, options.backlog, optional)
+        resume = math.ceil(options.resume_window * 1000)
+        self._opening = Opening(
+            os.urandom(16), host.name, [], channel, topic, options.backlog, optional, host.life, resume
+        )
 
     @property
     def stream_id(self) -> str:
@@ -168,16 +176,7 @@ class OutgoingStream:
             try:
                 if link is None:
                     raise LocalProtocolError(f"{name} cannot be reached")
-                opening = Opening(
-                    self._opening.stream,
-                    self._opening.opener,
-                    [name],
-                    self._opening.channel,
-                    self._opening.topic,
-                    self._opening.backlog,
-                    self._opening.optional,
-                )
-                leg = link.open(opening, 0, body)
+                leg = link.open(msgspec.structs.replace(self._opening, targets=[name]), 0, body)
             except LocalProtocolError as exc:
                 self.gathering.leave(
                     name, Standing.UNREACHABLE, ReturnCode.COMMUNICATION_ERROR, Outcome.UNREACHABLE, str(exc)
@@ -267,6 +266,7 @@ class OutgoingStream:
         self.in_flight += 1
         seq = flight.seq
         if flight.waiting:
+            flight.payload, flight.final = encoded, final
             flight.sent = host.face.time()
             flight.due = look = flight.sent + timeout
             milliseconds = max(1, int(timeout * 1000))
@@ -360,6 +360,22 @@ class OutgoingStream:
             self._on_refused(event)
         elif type(event) is Lost:
             self._on_lost(event)
+        elif type(event) is Resumed:
+            self._on_resumed(event)
+        elif type(event) is Suspended:
+            self._changed.set()  # the acknowledgement of its end is awaited for longer
+
+    def _on_resumed(self, event: Resumed) -> None:
+        """A site's way has come back: send it again what it does not have."""
+        leg = event.leg
+        self._changed.set()
+        if leg.withdrawn:
+            return
+        now = self._host.face.time()
+        for seq in range(event.seq, leg.sent):
+            flight = self.gathering.flights[seq]
+            milliseconds = max(1, int((flight.due - now) * 1000))
+            leg.send_again(event, seq, flight.payload, milliseconds, final=flight.final)
 
     def _on_reply(self, event: ReplyArrived) -> None:
         leg, seq = event.leg, event.seq
@@ -428,6 +444,7 @@ class OutgoingStream:
     def _on_lost(self, event: Lost) -> None:
         name = event.leg.opening.targets[0]
         self._legs.pop(name, None)
+        event.leg.owner = None
         rc = ReturnCode.COMMUNICATION_ERROR
         if name in self.gathering.active:
             self._leave(name, Standing.UNREACHABLE, rc, Outcome.LOST, event.reason)
@@ -472,9 +489,7 @@ class OutgoingStream:
         for leg in self._legs.values():
             leg.end(withdraw=withdraw)
         self._unended = set(self._legs)
-        with anyio.move_on_after(self._options.end_timeout):
-            while self._unended:
-                await self._changed.wait()
+        await self._wait_for_ends()
         for name in list(self._legs):
             reason = f"did not acknowledge the end within {self._options.end_timeout} s"
             leg = self._legs.pop(name)
@@ -483,13 +498,26 @@ class OutgoingStream:
             self._leave(name, Standing.DROPPED, ReturnCode.TIMEOUT, Outcome.ABORTED, reason)
             self.gathering.end(name, ReturnCode.TIMEOUT, None, reason)
 
+    async def _wait_for_ends(self) -> None:
+        """Wait for what sites say of their end; one whose way is broken has until its resume window is over."""
+        legs = self._legs
+        while self._unended:
+            if any(not legs[name].attached for name in self._unended):
+                await self._changed.wait()
+                continue
+            with anyio.move_on_after(self._options.end_timeout) as bound:
+                while self._unended and all(legs[name].attached for name in self._unended):
+                    await self._changed.wait()
+            if bound.cancelled_caught:
+                return
+
     def abort(self, rc: str, reason: str) -> None:
         """Send ABORT to every site, now; never waits."""
         if self._aborted:
             return
         self._aborted = True
         self._rc_of_abort = rc
-        self._unended = {name for name, leg in self._legs.items() if not leg.ended}
+        self._unended = {name for name, leg in self._legs.items() if leg.attached and not leg.ended}
         for leg in self._legs.values():
             leg.abort(rc, self._host.name, reason)
         self._changed.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import anyio
 
 from .link import Link
@@ -13,10 +15,12 @@ class Sites:
 
     Args:
         hub: whether the engine forwards between its sites, and so tells them of each other.
+        on_change: called when other sites can be reached than before.
     """
 
-    def __init__(self, *, hub: bool) -> None:
+    def __init__(self, *, hub: bool, on_change: Callable[[], object]) -> None:
         self._hub = hub
+        self._on_change = on_change
         self.direct: dict[str, Link] = {}
         self.beyond: dict[str, Link] = {}
         self._event = anyio.Event()
@@ -34,6 +38,7 @@ class Sites:
         """Wake whoever waits for a change."""
         event, self._event = self._event, anyio.Event()
         event.set()
+        self._on_change()
 
     async def changed(self) -> None:
         """Wait for the next change."""
@@ -44,10 +49,10 @@ class Sites:
         name = link.peer
         if self._hub and not link.dialler:
             others = [other for other in self.direct.values() if not other.dialler and other.open]
-            news = bodies.encode(bodies.Presence(False, [name], []))
+            news = bodies.encode(bodies.Presence(False, [name], [], [link.life]))
             for other in others:
                 other.core.session.announce(news)
-            known = bodies.Presence(True, [other.peer for other in others], [])
+            known = bodies.Presence(True, [other.peer for other in others], [], [other.life for other in others])
             link.core.session.announce(bodies.encode(known))
         self.direct[name] = link
         link.open = True

@@ -17,14 +17,14 @@ from fanstream.codec import Codec, tags
 from fanstream.errors import CodecError, RemoteProtocolError
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Surroundings
+from fanstream.protocol.core import LinkCore, Refusal, Route, Surroundings
 from fanstream.protocol.events import Event, ObjectArrived, Opened, ReplyArrived
 from fanstream.protocol.frames import HEADER, NO_STREAM, FrameType
-from fanstream.protocol.legs import LegState
+from fanstream.protocol.leg import LegState
 from fanstream.protocol.receiving import FrameReader
 from fanstream.shareable import ReturnCode
 from tests.codec.carrying import same
-from tests.protocol.linked import Side, connect, encoded, here, opening, pump
+from tests.protocol.linked import Legs, Side, connect, encoded, here, opening, pump, welcome
 
 KIB: Final = 1024
 SMALL: Final = EngineSettings(
@@ -100,6 +100,10 @@ def reader(data: bytes) -> None:
 # --- links ---
 
 
+def _around(route: Route = here) -> Surroundings:
+    return Surroundings.make(SMALL, CODEC, route, welcome, Legs())
+
+
 def _feed(side: Side, data: bytes, step: int = 1 << 20) -> tuple[list[Event], bool]:
     """Let a side read; return what it told, and whether the link goes on."""
     goes_on = True
@@ -127,15 +131,15 @@ def greeting(data: bytes) -> None:
     """A link from its first byte on, as the listener and as the dialler."""
     step, data = 1 + int.from_bytes(data[:1], "big"), data[1:]
     for dialler in (False, True):
-        side = Side("server", dialler=dialler, shared=Surroundings.make(SMALL, CODEC, here))
+        side = Side("server", dialler=dialler, shared=_around())
         _feed(side, data, step)
         _check_nothing_is_left(side)
 
 
 def _pair(left: Surroundings | None = None, right: Surroundings | None = None) -> tuple[Side, Side]:
     return connect(
-        Side("server", dialler=True, shared=left or Surroundings.make(SMALL, CODEC, here)),
-        Side("site-1", dialler=False, shared=right or Surroundings.make(SMALL, CODEC, here)),
+        Side("server", dialler=True, shared=left or _around()),
+        Side("site-1", dialler=False, shared=right or _around()),
     )
 
 
@@ -206,13 +210,13 @@ def hub(data: bytes) -> None:
     """A hub between two sites: whatever it lets through from one, the link of the other goes on."""
     sides: dict[str, Side] = {}
 
-    def route(core: LinkCore, opened: bodies.Opening, target: str) -> LinkCore | Refusal | None:
+    def route(core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
         return sides["site-1"].core if target == "site-1" else Refusal(ReturnCode.COMMUNICATION_ERROR, "no way")
 
-    shared = Surroundings.make(SMALL, CODEC, route)
+    shared = _around(route)
     links: list[tuple[Side, Side]] = []
     for name in ("server", "site-1"):
-        site = Side(name, dialler=True, shared=Surroundings.make(SMALL, CODEC, here))
+        site = Side(name, dialler=True, shared=_around())
         links.append(connect(site, Side("hub", dialler=False, shared=shared, hub=True)))
     (server, near), (site, far) = links
     sides["site-1"] = far

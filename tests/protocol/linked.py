@@ -9,10 +9,11 @@ from fanstream.codec import Codec
 from fanstream.codec.codec import Encoded
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Route, Surroundings
+from fanstream.protocol.core import Admit, LinkCore, Refusal, Route, Surroundings
 from fanstream.protocol.events import Event, Opened
 from fanstream.protocol.frames import MAGIC
-from fanstream.protocol.legs import OpenerLeg, ReceiverLeg
+from fanstream.protocol.opener import OpenerLeg
+from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.relay import FIRST_WINDOW
 from fanstream.shareable import Shareable
 
@@ -20,12 +21,49 @@ CODEC = Codec()
 _E = TypeVar("_E", bound=Event)
 
 
-def here(core: LinkCore, opening: bodies.Opening, target: str) -> LinkCore | Refusal | None:
+def here(core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
     return None
 
 
-def surroundings(route: Route = here, **settings: Any) -> Surroundings:
-    return Surroundings.make(EngineSettings(**settings), CODEC, route)
+def welcome(opening: bodies.Opening) -> Refusal | None:
+    return None
+
+
+class Legs:
+    """A ``Keeper`` that only writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.incoming: dict[tuple[str, bytes], ReceiverLeg] = {}
+        self.waiting: list[OpenerLeg | ReceiverLeg] = []
+        self.lingering: list[OpenerLeg | ReceiverLeg] = []
+
+    def opened(self, leg: ReceiverLeg) -> None:
+        self.incoming[leg.opener, leg.opening.stream] = leg
+
+    def find(self, opener: str, stream: bytes) -> ReceiverLeg | None:
+        return self.incoming.get((opener, stream))
+
+    def suspended(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        if leg not in self.waiting:
+            self.waiting.append(leg)
+
+    def resumed(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        if leg in self.waiting:
+            self.waiting.remove(leg)
+
+    def lingers(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        self.lingering.append(leg)
+
+    def closed(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        self.resumed(leg)
+        if isinstance(leg, ReceiverLeg):
+            self.incoming.pop((leg.opener, leg.opening.stream), None)
+        if leg in self.lingering:
+            self.lingering.remove(leg)
+
+
+def surroundings(route: Route = here, *, admit: Admit = welcome, **settings: Any) -> Surroundings:
+    return Surroundings.make(EngineSettings(**settings), CODEC, route, admit, Legs())
 
 
 class Side:
@@ -140,7 +178,7 @@ class Hub:
         self.site = Side("site-1", dialler=True)
         self.pairs: tuple[Pair, ...] = (connect(self.server, self.near), connect(self.site, self.far))
 
-    def route(self, core: LinkCore, opening: bodies.Opening, target: str) -> LinkCore | Refusal | None:
+    def route(self, core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
         if target == "site-1":
             return self.far.core
         return Refusal("COMMUNICATION_ERROR", f"no {target} here")

@@ -26,11 +26,12 @@ from fanstream.protocol.events import (
     Silent,
 )
 from fanstream.protocol.frames import CHUNK_HEADER, MAGIC, PAYLOAD, Flag, FrameType, pack
-from fanstream.protocol.legs import LegState, ReceiverLeg
+from fanstream.protocol.leg import LegState
+from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.session import SessionState
 from tests.protocol.linked import Hub
 
-from .linked import Side, encoded, here, linked, opening, pump, small_limits, stream, surroundings
+from .linked import Legs, Side, encoded, linked, opening, pump, small_limits, stream, surroundings
 
 STEPS = pytest.mark.parametrize("step", [1 << 20, 4001, 1])
 
@@ -276,7 +277,7 @@ def test_large_buffers_wait_for_their_grant_and_take_turns_with_credit(step: int
     np.testing.assert_array_equal(arrived.value["bias"], np.ones(3000))
     receiver.release(arrived.size)
     assert right.shared.budget.used == 0
-    assert sender.outbound.empty
+    assert not sender.outbound._ungranted
 
 
 def test_a_large_object_on_its_way_is_credited_once_a_second() -> None:
@@ -438,15 +439,26 @@ def test_an_aborted_leg_does_not_wait_for_the_grant_of_its_replies() -> None:
 
 
 def test_a_route_may_refuse() -> None:
-    def nowhere(core: LinkCore, opening: bodies.Opening, target: str) -> Refusal:
-        return Refusal("TOPIC_UNKNOWN", f"no {opening.topic} at {target}")
+    def nowhere(core: LinkCore, opener: str, target: str) -> Refusal:
+        return Refusal("COMMUNICATION_ERROR", f"no way from {opener} to {target}")
 
     pair = left, right = linked(None, surroundings(nowhere))
     leg = left.core.open(opening(), 0, b"")
     leg.send(0, encoded(), 0)
     pump(pair)
-    assert left.take(Refused) == Refused(leg, "TOPIC_UNKNOWN", "no round at site-1")
+    assert left.take(Refused) == Refused(leg, "COMMUNICATION_ERROR", "no way from server to site-1")
     assert (left.core.legs, right.core.legs, right.core.stray) == ({}, {}, 1)
+
+
+def test_a_site_may_refuse() -> None:
+    def no_such_topic(opening: bodies.Opening) -> Refusal:
+        return Refusal("TOPIC_UNKNOWN", f"no {opening.topic} here")
+
+    pair = left, right = linked(None, surroundings(admit=no_such_topic))
+    leg = left.core.open(opening(), 0, b"")
+    pump(pair)
+    assert left.take(Refused) == Refused(leg, "TOPIC_UNKNOWN", "no round here")
+    assert (left.core.legs, right.core.legs) == ({}, {})
 
 
 def test_a_receiver_may_refuse() -> None:
@@ -589,8 +601,31 @@ def test_frames_for_streams_that_have_ended_are_counted() -> None:
     pair = _, right = linked()
     _, receiver = stream(pair)
     receiver.ended("OK", "", b"")
-    right.feed(payload(FrameType.OBJECT, 1, 0), chunk(1, 0, 0, 0, bytes(100)), pack(FrameType.END, 1, 1))
+    late = (payload(FrameType.OBJECT, 1, 0), chunk(1, 0, 0, 0, bytes(100)), pack(FrameType.END, 1, 1))
+    right.feed(*late)
+    assert (right.core.stray, right.events) == (0, []), "while its opener may not know, they are only dropped"
+    right.feed(pack(FrameType.DONE, 1), *late)
     assert (right.core.stray, right.events) == (3, [])
+
+
+def test_an_ended_stream_is_remembered_until_its_opener_knows() -> None:
+    pair = left, right = linked()
+    sender, receiver = stream(pair)
+    sender.send(0, encoded(), 0, final=True)
+    pump(pair)
+    receiver.reply(0, encoded())
+    receiver.ended("OK", "", b"")
+    keeper = right.shared.keeper
+    assert isinstance(keeper, Legs)
+    left.feed(right.output())
+    assert ([type(event) for event in left.events], sender.closed) == ([ReplyArrived, Ended], True)
+    assert (keeper.lingering, receiver.closed) == ([receiver], False)
+    right.feed(left.output())
+    assert (keeper.lingering, keeper.incoming, receiver.closed) == ([], {}, True)
+    _, early = pair = linked()
+    stream(pair)
+    with pytest.raises(RemoteProtocolError, match="type 31 for ReceiverLeg in state OPEN"):
+        early.feed(pack(FrameType.DONE, 1))
 
 
 def test_an_object_that_comes_again_is_answered_from_the_cache() -> None:
@@ -610,8 +645,8 @@ def test_an_object_that_comes_again_is_answered_from_the_cache() -> None:
     ("act", "message"),
     [
         (lambda leg: leg.reply(1, encoded()), "reply 1 on leg 1: 0 is next"),
-        (lambda leg: (leg.ended("OK", "", b""), leg.reply(0, encoded())), "ReceiverLeg 1 is CLOSED"),
-        (lambda leg: (leg.refuse("ERROR", ""), leg.ending()), "ReceiverLeg 1 is CLOSED"),
+        (lambda leg: (leg.ended("OK", "", b""), leg.reply(0, encoded())), "ReceiverLeg 1 has said its end"),
+        (lambda leg: (leg.refuse("ERROR", ""), leg.ending()), "ReceiverLeg 1 has said its end"),
     ],
     ids=["reply out of turn", "reply after the end", "ending after a refusal"],
 )
@@ -735,7 +770,6 @@ def test_the_last_words_of_a_cause_reach_a_receiver() -> None:
     _, receiver = stream(pair)
     right.feed(pack(FrameType.LOST, 1, body=cause()))
     assert right.take(Lost) == Lost(receiver, "why")
-    assert here(right.core, opening(), "site-1") is None
 
 
 def test_an_object_beyond_the_limit_is_its_streams_matter_and_nothing_of_it_is_let_in() -> None:
@@ -751,7 +785,7 @@ def test_an_object_beyond_the_limit_is_its_streams_matter_and_nothing_of_it_is_l
         assert "limit 100000" in str(arrived.value)
         receiver.release(arrived.size)
     assert right.shared.budget.used == 0
-    assert not sender.outbound.empty, "the second was never granted"
+    assert sender.outbound._ungranted, "the second was never granted"
     receiver.reply(0, encoded(), final=True)
     receiver.ended("BAD_REQUEST_DATA", "", b"")
     pump(pair)

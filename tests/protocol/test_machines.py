@@ -31,7 +31,8 @@ from fanstream.protocol.events import (
     Refused,
     ReplyArrived,
 )
-from fanstream.protocol.legs import OpenerLeg, ReceiverLeg
+from fanstream.protocol.opener import OpenerLeg
+from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.relay import FIRST_WINDOW, RelayLeg
 from fanstream.shareable import ReturnCode, Shareable
 from tests.protocol.linked import CODEC, Side, connect, surroundings
@@ -81,7 +82,7 @@ class Node:
         self.shared: Surroundings = surroundings(self.route, limits=bounds)
         self.sides: dict[str, Side] = {}
 
-    def route(self, core: LinkCore, opening: bodies.Opening, target: str) -> LinkCore | Refusal | None:
+    def route(self, core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
         if target == self.name:
             return None
         side = self.sides.get(target)
@@ -271,9 +272,10 @@ class Streams(RuleBasedStateMachine):
             return
         stream.aborted = True
         stream.hasty = hasty
+        ended = stream.leg.ended
         stream.leg.abort(ReturnCode.TASK_ABORTED, "opener", "")
         stream.unjudged.clear()
-        if at_once:  # as a stream does with a site that it drops
+        if at_once or ended:  # as a stream does with a site that it drops, or that has only replies to say
             stream.leg.close()
             stream.over = True
 

@@ -72,6 +72,7 @@ class StreamScript(Script):
     stall_timeout: float = 60.0
     end_timeout: float = 10.0
     connect_grace: float = 0.0
+    resume_window: float = 60.0
     optional: bool = False
     watching: bool = False
     sizes: tuple[int, ...] = ()
@@ -90,7 +91,7 @@ class Fault(Script):
     """What happens to a link: to the newest that leads from or to ``site`` at that moment."""
 
     at: float
-    kind: Literal["stall", "cut", "cut after", "slow"]
+    kind: Literal["stall", "cut", "cut after", "slow", "flap"]
     site: str
     seconds: float = 0.0
     count: int = 0
@@ -182,9 +183,11 @@ class _Drawing:
 
     def fault(self, names: tuple[str, ...]) -> Fault:
         rng = self.rng
-        kind: Literal["stall", "cut", "cut after", "slow"] = rng.choice(["stall", "cut", "cut", "cut after", "slow"])
+        kind: Literal["stall", "cut", "cut after", "slow", "flap"] = rng.choice(
+            ["stall", "cut", "cut", "cut after", "cut after", "slow", "flap", "flap"]
+        )
         seconds = rng.choice([self.ticks(1), self.ticks(20)]) if kind == "stall" else 0.0
-        count = rng.randint(0, 100_000) if kind in ("cut after", "slow") else 0
+        count = rng.randint(0, 100_000) if kind in ("cut after", "slow") else rng.randint(1, 10)
         return Fault(self.ticks(3), kind, rng.choice(names), seconds, count)
 
     def stream(self, names: tuple[str, ...]) -> StreamScript:
@@ -212,6 +215,7 @@ class _Drawing:
             stall_timeout=self.ticks(3, 0.1) if self.maybe(0.5) else 60.0,
             end_timeout=60.0 if self.calm else rng.choice([10.0, 10.0, self.ticks(3, 0.1)]),
             connect_grace=30.0 if self.calm else rng.choice([0.0, 0.1, 1.0]),
+            resume_window=rng.choice([60.0, 60.0, 60.0, 0.0, self.ticks(5, 0.1)]),
             optional=rng.random() < 0.2,
             watching=rng.random() < 0.3,
             sizes=tuple(rng.randint(0, largest) for _ in range(number)),

@@ -16,7 +16,7 @@ from fanstream.policies import Drop
 from fanstream.protocol import bodies
 from fanstream.protocol.events import ObjectArrived, Opened
 from fanstream.protocol.frames import FrameType, pack
-from fanstream.protocol.legs import OpenerLeg
+from fanstream.protocol.opener import OpenerLeg
 from fanstream.testing import FaultyNetwork, RawPeer
 from fanstream.testing.peer import hello
 from tests.federation import QUICK, Keeper, Numbers, federation, on_memory, within_the_process

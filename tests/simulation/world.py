@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import random
@@ -23,7 +24,7 @@ from fanstream import (
 from fanstream.options import Limits
 from fanstream.outgoing import OutgoingStream
 from fanstream.policies import Drop, Quorum
-from fanstream.protocol.legs import OpenerLeg
+from fanstream.protocol.opener import OpenerLeg
 from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
 from tests.simulation.actors import ENGINES_OWN, Actors, Factory, ScriptedError
 from tests.simulation.scenario import SERVER, Absence, Fault, Scenario, StreamScript, scenario
@@ -33,7 +34,7 @@ ABORT: Final = 2.0
 SHUTDOWN: Final = 30.0
 SILENCE: Final = 15.0
 HELLO: Final = 10.0
-QUIET: Final = 100.0
+QUIET: Final = 200.0
 """Seconds after the last stream's end by which nothing may be left: stalled links, silence, finalize, all together."""
 
 _EPSILON: Final = 0.001
@@ -134,6 +135,15 @@ class World:
 
     async def harm(self, fault: Fault) -> None:
         await self.until(fault.at)
+        if fault.kind == "flap":
+            for _ in range(fault.count):
+                await self.break_one(dataclasses.replace(fault, kind="cut"))
+                await anyio.sleep(0.07)
+        else:
+            await self.break_one(fault)
+
+    async def break_one(self, fault: Fault) -> None:
+        """Do something to the newest link that leads from or to a site now."""
         links = [link for link in self.network.links if fault.site in (link.dialler, link.address.rpartition("/")[2])]
         links = [link for link in links if link.alive]
         if self.plan.topology == "hub" and fault.site == SERVER:
@@ -172,6 +182,7 @@ class World:
             stall_timeout=script.stall_timeout,
             end_timeout=script.end_timeout,
             connect_grace=script.connect_grace,
+            resume_window=script.resume_window,
         )
         signal = engine.run_abort_signal.child()
         scope = anyio.CancelScope()
@@ -252,6 +263,8 @@ class World:
             found += [f"{engine.name}: outgoing {stream.stream_id}" for stream in engine._outgoing]
             found += [f"{engine.name}: incoming {stream.stream_id}" for stream in engine._incoming]
             found += [f"{engine.name}: legs {link.core.legs}" for link in engine._links if link.core.legs]
+            if engine._links._resuming:
+                found.append(f"{engine.name}: {len(engine._links._resuming)} streams are suspended or remembered")
             if len(engine.deadlines) > len(engine._links):
                 found.append(f"{engine.name}: {len(engine.deadlines)} deadlines, {len(engine._links)} links")
             shared, greeting = engine._links._shared, engine._links._half_open
@@ -397,7 +410,7 @@ class Verdict:
             self.claim(replied <= book.answered + failing, f"{replied} replies counted, {name} gave {book.answered}")
             shown = sum(codes.get(name, "TIMEOUT") not in ENGINES_OWN for codes in self.producer.seen)
             self.claim(shown <= replied, f"{shown} replies of {name} were judged, {replied} counted")
-            if not faulted:
+            if not faulted or self.goes_on:
                 self.claim("lost" not in site.outcomes, f"{name} was lost, but no link was: {site}")
             if script.registered == 0.0 and not faulted:
                 self.claim("refused" not in site.outcomes, f"{name} refused what is registered: {site}")
@@ -405,6 +418,12 @@ class Verdict:
                 self.claim(not book.log or book.rc == "OK", f"{name} ended with {book.rc}, told OK")
                 wanted = script.end_result if book.log else None
                 self.claim(site.end_result == wanted, f"{name} gave {wanted}, told {site.end_result}")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether every link that breaks is there again long before the stream's window is over."""
+        plan = self.world.plan
+        return self.script.resume_window == 60 and not plan.absences and all(one.kind != "slow" for one in plan.faults)
 
     def sites(self) -> None:
         """Judge what happened at the sites, once nothing runs any more."""
@@ -438,7 +457,7 @@ class Verdict:
         possible: dict[str, Callable[[], object]] = {
             "OK": lambda: ended or (left and script.leaves_with == "OK"),
             "TASK_ABORTED": lambda: stopped,
-            "COMMUNICATION_ERROR": lambda: self.world.faulted,
+            "COMMUNICATION_ERROR": lambda: self.world.faulted and not self.goes_on,
             "TIMEOUT": lambda: idle,
             "EXECUTION_EXCEPTION": lambda: failed,
             "EMPTY_RESULT": lambda: left and script.leaves_with == "EMPTY_RESULT",

@@ -242,7 +242,7 @@ async def test_an_abort_while_the_application_looks_at_the_file_removes_it(who: 
         await until(lambda: names_in(inbox) == [])
 
 
-@pytest.mark.parametrize("after", [1, 500, 2000, 4000, 5500])
+@pytest.mark.parametrize("after", [100, 500, 2000, 4000, 5500])
 async def test_a_link_that_breaks_leaves_no_file(after: int, source: Path, inbox: Path) -> None:
     with FaultyNetwork() as network:
         async with pair() as (server, site):
@@ -252,10 +252,24 @@ async def test_a_link_that_breaks_leaves_no_file(after: int, source: Path, inbox
             (whole,) = names_in(inbox)
             link = network.link("server")  # the first stream has made it
             link.up.cut_after(after)
-            result, _ = await send(server.new_context())
+            result, _ = await send(server.new_context(), options=StreamOptions(resume_window=0))
             assert result.sites["site-1"].rc == "COMMUNICATION_ERROR"
             await until(lambda: not site._incoming)
             assert names_in(inbox) == [whole]
+
+
+@pytest.mark.parametrize("after", [100, 500, 2000, 4000, 5500])
+async def test_a_file_goes_on_over_the_next_link(after: int, source: Path, inbox: Path) -> None:
+    with FaultyNetwork() as network:
+        async with pair() as (server, site):
+            register_files(site, "files", "one", inbox)
+            send = partial(stream_file, server, "files", "one", ["site-1"], source, chunk_size=1000)
+            assert (await send(server.new_context()))[0].complete
+            network.link("server").up.cut_after(after)
+            assert (await send(server.new_context()))[0].complete
+            assert len(network.links) == 2
+            await until(lambda: not site._incoming)
+            assert [(inbox / name).read_bytes() for name in names_in(inbox)] == [source.read_bytes()] * 2  # noqa: ASYNC240
 
 
 # --- Arguments ---

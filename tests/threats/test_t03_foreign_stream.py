@@ -7,7 +7,7 @@ import pytest
 from fanstream.errors import RemoteProtocolError
 from fanstream.protocol import bodies
 from fanstream.protocol.events import ObjectArrived
-from fanstream.protocol.frames import PAYLOAD, pack
+from fanstream.protocol.frames import PAYLOAD, FrameType, pack
 from fanstream.testing import Frame, RawPeer
 from tests.federation import (
     Keeper,
@@ -94,7 +94,7 @@ def test_what_comes_after_the_end_is_counted_and_dropped(frame: str) -> None:
     pair = _, right = linked()
     _, receiver = stream(pair)
     receiver.ended("OK", "", b"")
-    right.feed(FRAMES[frame])
+    right.feed(pack(FrameType.DONE, 1), FRAMES[frame])
     assert (right.core.stray, right.events) == (1, [])
 
 

@@ -79,6 +79,7 @@ async def test_a_duplicate_is_answered_again_and_consumed_once(transport: str) -
             ended = await peer.receive(T.ENDED)
             assert bodies.decode(bodies.Ending, ended.body).rc == "OK"
             assert keeper.seen == [0, 1]
+            peer.send(Frame(T.DONE, alias=opened.alias))
             peer.send(one, two, Frame(T.CREDIT, alias=opened.alias, seq=9), Frame(T.ABORT, alias=opened.alias))
             await expect_life(peer)
 

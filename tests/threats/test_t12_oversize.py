@@ -84,6 +84,7 @@ LONGEST = {
     T.SUSPENDED: LIMITS.control,
     T.RESUME: LIMITS.control,
     T.ALLOW: LIMITS.control,
+    T.DONE: LIMITS.control,
 }
 
 

@@ -82,7 +82,7 @@ async def test_a_link_that_carries_nothing_any_more_is_given_up_by_both_ends(tra
                 link.up.stall()
             if way in ("down", "both"):
                 link.down.stall()
-            result = await fed.stream(Numbers(3, timeout=60), options=StreamOptions(end_timeout=60))
+            result = await fed.stream(Numbers(3, timeout=60), options=StreamOptions(end_timeout=60, resume_window=0))
             assert anyio.current_time() - began <= 15.0 + 1
             assert result.sites["site-1"].rc == "COMMUNICATION_ERROR"
             link.resume()

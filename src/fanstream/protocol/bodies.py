@@ -47,15 +47,22 @@ class Goodbye(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Presence(msgspec.Struct, array_like=True, frozen=True):
-    """PRESENCE: which sites can be reached through this hub; ``full`` replaces what was said before."""
+    """PRESENCE: which sites can be reached through this hub; ``full`` replaces what was said before.
+
+    ``lives`` are the incarnations of those that joined, in the same order.
+    """
 
     full: bool
     joined: list[str]
     left: list[str]
+    lives: list[bytes] = []
 
 
 class Opening(msgspec.Struct, array_like=True, frozen=True):
-    """OPEN's routing part: what a forwarder may read."""
+    """OPEN's routing part: what a forwarder may read.
+
+    ``life`` is the opener's incarnation, ``resume`` how many milliseconds a broken way may take to come back.
+    """
 
     stream: bytes
     opener: str
@@ -64,14 +71,38 @@ class Opening(msgspec.Struct, array_like=True, frozen=True):
     topic: str
     backlog: int
     optional: bool = False
+    life: bytes = b""
+    resume: int = 0
+
+
+class Resumption(msgspec.Struct, array_like=True, frozen=True):
+    """RESUME from the opener: which stream goes on, and where its replies do; the frame's seq is the reply's number."""
+
+    stream: bytes
+    opener: str
+    targets: list[str]
+    life: bytes
+    buffer: int = 0
+    offset: int = 0
+
+
+class Position(msgspec.Struct, array_like=True, frozen=True):
+    """RESUME from the receiver: where the objects go on; the frame's seq is the object's number."""
+
+    buffer: int = 0
+    offset: int = 0
 
 
 class Cause(msgspec.Struct, array_like=True, frozen=True):
-    """ABORT, REFUSED and LOST: the return code, who caused it, and why."""
+    """ABORT, REFUSED, LOST and SUSPENDED: the return code, who caused it, and why.
+
+    ``life`` is the incarnation of a site that refuses a RESUME.
+    """
 
     rc: str
     who: str = ""
     reason: str = ""
+    life: bytes = b""
 
 
 class Ending(msgspec.Struct, array_like=True, frozen=True):
@@ -86,7 +117,8 @@ class Ending(msgspec.Struct, array_like=True, frozen=True):
 
 
 _decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {
-    kind: msgspec.msgpack.Decoder(kind) for kind in (Hello, Goodbye, Presence, Opening, Cause, Ending)
+    kind: msgspec.msgpack.Decoder(kind)
+    for kind in (Hello, Goodbye, Presence, Opening, Resumption, Position, Cause, Ending)
 }
 
 

@@ -137,10 +137,14 @@ class Budget:
         else:
             self._origins.pop(holder.origin, None)
 
-    def forget(self, holder: Holder) -> None:
-        """Drop all that a holder holds or waits for; it has ended."""
+    def withdraw(self, holder: Holder) -> None:
+        """Drop what a holder waits for."""
         if self._waiting:
             self._waiting = deque(entry for entry in self._waiting if entry[0] is not holder)
+
+    def forget(self, holder: Holder) -> None:
+        """Drop all that a holder holds or waits for; it has ended."""
+        self.withdraw(holder)
         if holder.held:
             self._give_back(holder, holder.held)
         if holder.aside:

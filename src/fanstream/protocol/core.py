@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..shareable import ReturnCode
@@ -13,7 +13,8 @@ from .budget import ASIDE, Budget
 from .events import Event, Lost, Opened
 from .frames import MAX_ALIAS, NO_STREAM, PAYLOAD_SIZE, U32, Flag, FrameType, pack
 from .inbound import Decoder, Inbound, NoRoomError
-from .legs import OpenerLeg, ReceiverLeg
+from .opener import OpenerLeg
+from .receiver import ReceiverLeg
 from .receiving import FrameReader
 from .relay import RelayLeg, RelayPool
 from .relay import join as join_relays
@@ -38,8 +39,33 @@ class Refusal:
     reason: str
 
 
-Route = Callable[["LinkCore", bodies.Opening, str], "LinkCore | Refusal | None"]
-"""Where a stream that a peer opens to a target goes: None to this site, another link to be forwarded, or nowhere."""
+Route = Callable[["LinkCore", str, str], "LinkCore | Refusal | None"]
+"""Where a stream of an opener to a target goes: None to this site, another link to be forwarded, or nowhere."""
+
+Admit = Callable[[bodies.Opening], Refusal | None]
+"""Whether this site takes a stream."""
+
+
+class Keeper(Protocol):
+    """Knows all legs of one engine, and for how long those may live that no link holds."""
+
+    def opened(self, leg: ReceiverLeg) -> None:
+        """A stream was opened at this site."""
+
+    def find(self, opener: str, stream: bytes) -> ReceiverLeg | None:
+        """Return this site's end of a stream, if there is one."""
+
+    def suspended(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        """The way of a stream is broken: it has its resume window to come back; that of an earlier call goes on."""
+
+    def resumed(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        """It has come back."""
+
+    def lingers(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        """A stream has ended at this end, and the other has not said yet that it knows."""
+
+    def closed(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        """A leg is of no more use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +78,13 @@ class Surroundings:
     relays: RelayPool
     resets: Resets
     route: Route
+    admit: Admit
+    keeper: Keeper
 
     @classmethod
-    def make(cls, settings: EngineSettings, decoder: Decoder, route: Route) -> Surroundings:
+    def make(
+        cls, settings: EngineSettings, decoder: Decoder, route: Route, admit: Admit, keeper: Keeper
+    ) -> Surroundings:
         """Make the shared parts from an engine's settings."""
         limits = settings.limits
         return cls(
@@ -64,6 +94,8 @@ class Surroundings:
             RelayPool(limits.relay_bytes, limits.frame),
             Resets(limits.resets, limits.reset_window),
             route,
+            admit,
+            keeper,
         )
 
 
@@ -105,6 +137,7 @@ class LinkCore:
         limits = settings.limits
         self.me = me
         self._shared = shared
+        self.keeper = shared.keeper
         self._limits = limits
         self.events: list[Event] = []
         self.scheduler = Scheduler(on_output, limits.frame)
@@ -209,10 +242,18 @@ class LinkCore:
         self.session.handle_timeout(now)
         return self.take_events()
 
-    def lost(self, reason: str) -> list[Event]:
-        """The link is gone: end every stream on it."""
+    def lost(self, reason: str, *, for_good: bool = False) -> list[Event]:
+        """The link is gone: suspend every stream on it.
+
+        Args:
+            reason: why.
+            for_good: end them instead, as where a side has broken the rules. A side that has said goodbye ends its own,
+                not those that it has only forwarded.
+        """
+        session = self.session
         for leg in list(self.legs.values()):
-            leg.lost(reason)
+            left = session.for_good and not isinstance(leg, RelayLeg)
+            leg.lost(reason, for_good=for_good or left or (session.farewell and leg.other_end == self.peer))
         return self.take_events()
 
     # --- opening streams ---
@@ -239,13 +280,31 @@ class LinkCore:
         if not self.session.accepts_streams:
             raise LocalProtocolError(f"the link to {self.peer or 'a stranger'} is {self.session.state.name}")
         alias = self._new_alias()
-        leg = OpenerLeg(self, alias, opening, target)
-        self._equip(leg, FrameType.OBJECT, window=self.window_towards(leg.site), origin=leg.site)
+        leg = OpenerLeg(self, alias, opening, target, life=self.session.life(opening.targets[target]), body=body)
+        self._equip(leg)
         self.legs[alias] = leg
-        self.scheduler.control(
-            pack(FrameType.OPEN, alias, body=bodies.join_opening(opening, body), flags=Flag.CRITICAL, target=target)
-        )
+        self._say_open(leg)
         return leg
+
+    def open_again(self, leg: OpenerLeg) -> None:
+        """Open a stream whose OPEN was lost with another link."""
+        self.forget(leg.alias)
+        leg.attach(self, self._new_alias())
+        self._say_open(leg)
+
+    def _say_open(self, leg: OpenerLeg) -> None:
+        body = bodies.join_opening(leg.opening, leg.body)
+        self.scheduler.control(pack(FrameType.OPEN, leg.alias, body=body, flags=Flag.CRITICAL, target=leg.target))
+
+    def resume(self, leg: OpenerLeg) -> None:
+        """Ask the site of a suspended stream over this link where to go on.
+
+        Raises:
+            LocalProtocolError: the link takes no streams now.
+        """
+        if not self.session.accepts_streams:
+            raise LocalProtocolError(f"the link to {self.peer or 'a stranger'} is {self.session.state.name}")
+        leg.resume(self, self._new_alias())
 
     def _new_alias(self) -> int:
         alias = self._next_alias
@@ -254,8 +313,8 @@ class LinkCore:
         self._next_alias += 2
         return alias
 
-    def _equip(self, leg: OpenerLeg | ReceiverLeg, sends: FrameType, *, window: int, origin: str) -> None:
-        leg.outbound = Outbound(self.scheduler, sends, leg.alias, leg.target, window=window)
+    def _equip(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        self.equip_anew(leg)
         leg.inbound = Inbound(
             self.scheduler,
             self._shared.decoder,
@@ -263,9 +322,14 @@ class LinkCore:
             self._limits,
             alias=leg.alias,
             target=leg.target,
-            origin=origin,
+            origin=leg.other_end,
             deliver=leg.deliver,
         )
+
+    def equip_anew(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        """Give a leg that begins, or goes on, on this link what it sends with."""
+        window = self.window_towards(leg.other_end)
+        leg.outbound = Outbound(self.scheduler, leg.SENDS, leg.alias, leg.target, window=window)
 
     def forget(self, alias: int) -> None:
         """Take a leg out of the table."""
@@ -322,6 +386,8 @@ class LinkCore:
             raise RemoteProtocolError(f"frame of type {kind} while the link is {self.session.state.name}")
         elif kind == FrameType.OPEN:
             self._on_open(alias, target, body)
+        elif kind == FrameType.RESUME and alias % 2 != self._next_alias % 2:
+            self._on_resume(alias, target, seq, body)
         else:
             self._check_stale(alias)
 
@@ -374,15 +440,18 @@ class LinkCore:
             leg.close()
             self.events.append(Lost(leg, str(error)))
         elif isinstance(leg, ReceiverLeg) and (crowded or leg.opener != self.peer):
-            leg.refuse(rc, str(error))
+            leg.reject(rc, str(error))
             self.events.append(Lost(leg, str(error)))
         else:
             raise error
 
-    def _on_open(self, alias: int, target: int, body: memoryview) -> None:
+    def _take_alias(self, alias: int, frame: str) -> None:
         if alias == NO_STREAM or alias % 2 == self._next_alias % 2 or alias <= self._last_opened:
-            raise RemoteProtocolError(f"OPEN names stream {alias}: not a new one of its side's numbering")
+            raise RemoteProtocolError(f"{frame} names stream {alias}: not a new one of its side's numbering")
         self._last_opened = alias
+
+    def _on_open(self, alias: int, target: int, body: memoryview) -> None:
+        self._take_alias(alias, "OPEN")
         limits = self._limits
         opening, rest = bodies.split_opening(body, max_routing=limits.routing, max_body=limits.opening)
         if len(opening.stream) != 16 or target >= len(opening.targets) or opening.backlog < 1:
@@ -390,48 +459,95 @@ class LinkCore:
                 f"OPEN of a stream with an id of {len(opening.stream)} bytes, target {target} of "
                 f"{len(opening.targets)} and a backlog of {opening.backlog}"
             )
-        where: LinkCore | Refusal | None = self._admit(opening)
+        where = self._way(opening.opener, opening.targets[target])
         if where is None:
-            where = self._shared.route(self, opening, opening.targets[target])
+            where = self._admit(opening) or self._shared.admit(opening)
         if isinstance(where, Refusal):
-            cause = bodies.Cause(where.rc, self.me.site, where.reason)
-            self.scheduler.answer(pack(FrameType.REFUSED, alias, body=bodies.encode(cause), target=target))
+            self._refuse(alias, target, where)
             return
-        self._peer_streams[opening.opener] = self._peer_streams.get(opening.opener, 0) + 1
         if where is None:
             leg = ReceiverLeg(self, alias, opening, target)
-            window = self.window_towards(opening.opener)
-            self._equip(leg, FrameType.REPLY, window=window, origin=opening.opener)
-            self.legs[alias] = leg
+            self._equip(leg)
+            self._take_in(alias, leg)
+            self.keeper.opened(leg)
             self.events.append(Opened(leg, bytes(rest)))
         else:
-            self._forward(alias, target, opening, bytes(body), where)
+            self._forward(alias, target, opening, where, FrameType.OPEN, 0, body)
+
+    def _on_resume(self, alias: int, target: int, seq: int, body: memoryview) -> None:
+        """An opener wants to go on with a stream whose way was broken."""
+        self._take_alias(alias, "RESUME")
+        resumption = bodies.decode(bodies.Resumption, body)
+        if len(resumption.stream) != 16 or target >= len(resumption.targets):
+            raise RemoteProtocolError(
+                f"RESUME of a stream with an id of {len(resumption.stream)} bytes, target {target} of "
+                f"{len(resumption.targets)}"
+            )
+        where = self._way(resumption.opener, resumption.targets[target])
+        if isinstance(where, LinkCore):
+            self._forward(alias, target, resumption, where, FrameType.RESUME, seq, body)
+            return
+        leg = None if where is not None else self.keeper.find(resumption.opener, resumption.stream)
+        if leg is None or leg.opening.life != resumption.life:
+            where = where or Refusal(ReturnCode.RUN_MISMATCH, f"{self.me.site} does not have this stream")
+            self._refuse(alias, target, where)
+            return
+        leg.resume(self, alias, target, seq, resumption)
+        self._count_stream(leg.opener)
+
+    def _way(self, opener: str, target: str) -> LinkCore | Refusal | None:
+        """Say where a stream goes, unless its opener has too many."""
+        where = self._shared.route(self, opener, target)
+        limit = self._limits.streams
+        if not isinstance(where, Refusal) and self._peer_streams.get(opener, 0) >= limit:
+            return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{limit} streams of {opener} are open")
+        return where
 
     def _admit(self, opening: bodies.Opening) -> Refusal | None:
-        limits = self._limits
-        if self._peer_streams.get(opening.opener, 0) >= limits.streams:
-            return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{limits.streams} streams of {opening.opener} are open")
         if self._shared.resets.too_many(opening.opener, self.session.last_received):
             return Refusal(
                 ReturnCode.SERVICE_UNAVAILABLE,
-                f"{opening.opener} has reset more than {limits.resets} streams within {limits.reset_window} s",
+                f"{opening.opener} has reset more than {self._limits.resets} streams within "
+                f"{self._limits.reset_window} s",
             )
-        if opening.backlog > limits.backlog:
+        if opening.backlog > self._limits.backlog:
             return Refusal(
-                ReturnCode.BAD_REQUEST_DATA, f"a backlog of {opening.backlog} objects, limit {limits.backlog}"
+                ReturnCode.BAD_REQUEST_DATA,
+                f"a backlog of {opening.backlog} objects, limit {self._limits.backlog}",
             )
         return None
 
-    def _forward(self, alias: int, target: int, opening: bodies.Opening, body: bytes, onward: LinkCore) -> None:
-        """Make a route from here to another link, and send the OPEN on."""
+    def _refuse(self, alias: int, target: int, refusal: Refusal) -> None:
+        cause = bodies.Cause(refusal.rc, self.me.site, refusal.reason, self.me.incarnation)
+        frame = pack(FrameType.REFUSED, alias, body=bodies.encode(cause), flags=Flag.FINAL, target=target)
+        self.scheduler.answer(frame)
+
+    def _take_in(self, alias: int, leg: ReceiverLeg | RelayLeg) -> None:
+        self.legs[alias] = leg
+        self._count_stream(leg.opening.opener)
+
+    def _count_stream(self, opener: str) -> None:
+        self._peer_streams[opener] = self._peer_streams.get(opener, 0) + 1
+
+    def _forward(
+        self,
+        alias: int,
+        target: int,
+        routing: bodies.Opening | bodies.Resumption,
+        onward: LinkCore,
+        kind: FrameType,
+        seq: int,
+        body: memoryview,
+    ) -> None:
+        """Make a route from here to another link, and send on the frame that asked for it."""
         pool = self._shared.relays
-        near = RelayLeg(self, alias, opening, target, pool, credit=self.window_towards(opening.opener))
+        near = RelayLeg(self, alias, routing, target, pool, credit=self.window_towards(routing.opener))
         far_alias = onward._new_alias()
-        site = opening.targets[target]
-        far = RelayLeg(onward, far_alias, opening, target, pool, credit=onward.window_towards(site))
+        site = routing.targets[target]
+        far = RelayLeg(onward, far_alias, routing, target, pool, credit=onward.window_towards(site))
         join_relays(near, far)
-        self.legs[alias] = near
+        self._take_in(alias, near)
         onward.legs[far_alias] = far
-        onward.scheduler.control(pack(FrameType.OPEN, far_alias, body=body, flags=Flag.CRITICAL, target=target))
+        onward.scheduler.control(pack(kind, far_alias, seq, body=bytes(body), flags=Flag.CRITICAL, target=target))
         near.widen(self._limits.relay_window)
         far.widen(self._limits.relay_window)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bodies import Goodbye, Hello, Presence
-    from .legs import OpenerLeg, ReceiverLeg
+    from .opener import OpenerLeg
+    from .receiver import ReceiverLeg
 
 
 class Event:
@@ -166,6 +167,28 @@ class Ended(StreamEvent):
         self.rc = rc
         self.reason = reason
         self.result = result
+
+
+class Suspended(StreamEvent):
+    """The way to the other end of a stream is broken, and may come back."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, leg: OpenerLeg | ReceiverLeg, reason: str) -> None:
+        self.leg = leg
+        self.reason = reason
+
+
+class Resumed(StreamEvent):
+    """The way is there again. The receiver goes on with object ``seq``; of it, it has all before this byte."""
+
+    __slots__ = ("buffer", "offset", "seq")
+
+    def __init__(self, leg: OpenerLeg | ReceiverLeg, seq: int, buffer: int, offset: int) -> None:
+        self.leg = leg
+        self.seq = seq
+        self.buffer = buffer
+        self.offset = offset
 
 
 class Lost(StreamEvent):

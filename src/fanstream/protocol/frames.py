@@ -36,16 +36,17 @@ class FrameType(IntEnum):
     ENDED = 25
     REFUSED = 26
     LOST = 27
-    SUSPENDED = 28  # reserved: resume
-    RESUME = 29  # reserved: resume
+    SUSPENDED = 28
+    RESUME = 29
     ALLOW = 30
+    DONE = 31
 
 
 class Flag(IntEnum):
     """Bits of a frame's flags; their meaning depends on the type, save for CRITICAL."""
 
     FINAL = 0x01
-    """OBJECT: the stream's last. REPLY: this site's last."""
+    """OBJECT: the stream's last. REPLY: this site's last. REFUSED: no DONE is waited for."""
     WITHDRAW = 0x02
     """END: objects not yet consumed are to be discarded."""
     AHEAD = 0x04

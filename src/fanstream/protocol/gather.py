@@ -98,12 +98,13 @@ class Flight:
         sent: when it was sent; loop clock, seconds.
         due: when whoever has not answered has timed out.
         closes: when a gather that has enough replies is over; infinite while it has not, or has no patience.
+        payload: the encoded object, for as long as a site may need it again; ``final``: none follows.
         judged: the application has seen the replies.
     """
 
     __slots__ = (
-        "closes", "complete", "due", "failure", "judged", "met", "needed", "on_complete", "on_reply", "replied",
-        "replies", "sent", "seq", "size", "unanswered", "waiting",
+        "closes", "complete", "due", "failure", "final", "judged", "met", "needed", "on_complete", "on_reply",
+        "payload", "replied", "replies", "sent", "seq", "size", "unanswered", "waiting",
     )  # fmt: skip
 
     def __init__(self, seq: int, size: int) -> None:
@@ -123,6 +124,8 @@ class Flight:
         self.sent = 0.0
         self.due = 0.0
         self.closes = math.inf
+        self.payload: Any = None
+        self.final = False
 
 
 class Arrived(Enum):
@@ -227,6 +230,8 @@ class Gathering:
         if flight is None:  # every flight stays until all its sites have answered
             raise KeyError(f"object {seq} has no flight")
         flight.unanswered -= 1
+        if not flight.unanswered:
+            flight.payload = None
         waiting = flight.waiting
         if self._patience is not None:
             self._patience.observe(now - flight.sent)
@@ -335,6 +340,8 @@ class Gathering:
         for flight in list(self.flights.values()):
             if flight.seq >= site.answered and flight.seq < site.sent:
                 flight.unanswered -= 1
+                if not flight.unanswered:
+                    flight.payload = None
                 if site.name in flight.waiting:
                     self._settle(flight, site, outcome, rc)
                 self._forget_if_done(flight)

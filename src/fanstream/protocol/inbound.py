@@ -102,8 +102,8 @@ class Inbound:
 
     __slots__ = (
         "_ahead", "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits",
-        "_scheduler", "_target", "_unreserved", "acked", "aside", "backed", "expected", "held", "largest", "origin",
-        "standing", "unasked",
+        "_out", "_scheduler", "_target", "_unreserved", "acked", "aside", "backed", "expected", "held", "largest",
+        "origin", "standing", "unasked",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +129,7 @@ class Inbound:
         self._by_seq: dict[int, Arrival] = {}  # those whose buffers are still to come
         self._unreserved: deque[Arrival] = deque()
         self._landed = 0
+        self._out = 0  # bytes passed on and not released, without what came ahead
         self._closed = False
         self.origin = origin
         self.held = 0
@@ -179,6 +180,8 @@ class Inbound:
             except CodecError as exc:
                 raise RemoteProtocolError(f"object {seq} from {self.origin}: {exc}") from exc
             if not self._arriving:
+                if size > UNCHARGED:
+                    self._out += size
                 self._deliver(seq, flags, value, size)
                 return
             arrival = Arrival(seq, flags, size)
@@ -339,6 +342,8 @@ class Inbound:
         arriving = self._arriving
         while arriving and arriving[0].done:
             whole = arriving.popleft()
+            if whole.size > UNCHARGED and whole.seq not in self.backed:
+                self._out += whole.size
             self._deliver(whole.seq, whole.flags, whole.value, whole.size)
 
     def _finish(self, arrival: Arrival) -> None:
@@ -382,9 +387,56 @@ class Inbound:
         """Whether nothing that was announced is still to come."""
         return not self._arriving
 
+    @property
+    def whole(self) -> int:
+        """How many objects are whole, with all before them: what a broken way cannot take back."""
+        return self.expected - len(self._arriving)
+
+    def suspend(self) -> None:
+        """The way is broken: keep what is whole, and an object whose data has begun to land; the rest comes again."""
+        budget, arriving = self._budget, self._arriving
+        budget.withdraw(self)
+        self._unreserved.clear()
+        first = arriving[0] if arriving and (arriving[0].buffer or arriving[0].offset) else None
+        for arrival in arriving:
+            if arrival is first:
+                continue
+            if arrival.seq in self.backed:
+                self.release_ahead(arrival.seq, arrival.size)
+            if arrival.size <= SMALL_OBJECT:
+                self.unasked -= arrival.size + UNASKED_COST
+        if arriving:
+            self.expected = arriving[0].seq
+            arriving.clear()
+        self._by_seq.clear()
+        kept = 0
+        if first is not None:
+            arriving.append(first)
+            self._by_seq[first.seq] = first
+            self.expected = first.seq + 1
+            kept = 0 if first.seq in self.backed or first.size <= UNCHARGED else first.size
+        if not self._closed:
+            budget.release(self, self.held - self._out - kept)
+
+    def rejoin(self, scheduler: Scheduler, alias: int, target: int) -> None:
+        """Go on over another link."""
+        self._scheduler = scheduler
+        self._alias = alias
+        self._target = target
+        self._landed = 0
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Where a suspended half goes on: the object's number, the buffer, and the byte in it."""
+        if self._arriving:
+            first = self._arriving[0]
+            return first.seq, first.buffer, first.offset
+        return self.expected, 0, 0
+
     def release(self, size: int) -> None:
         """End an object's reservation."""
         if size > UNCHARGED and not self._closed:
+            self._out -= size
             self._budget.release(self, size)
 
     def release_ahead(self, seq: int, size: int) -> None:

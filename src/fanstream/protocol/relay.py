@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ..errors import RemoteProtocolError
 from ..shareable import ReturnCode
 from . import bodies
-from .frames import CHUNK, CHUNK_HEADER, HEADER, PAYLOAD, PAYLOAD_SIZE, FrameType, pack
+from .frames import CHUNK, CHUNK_HEADER, HEADER, Flag, FrameType, pack
 from .sending import Buffer
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ FIRST_WINDOW: Final = 64 * 1024
 """Bytes that every forwarded stream may have in flight to a hub before the hub has granted it more."""
 
 _DATA: Final = frozenset((FrameType.OBJECT, FrameType.REPLY))
-_LAST_WORDS: Final = frozenset((FrameType.ENDED, FrameType.REFUSED, FrameType.LOST))
+_LAST_WORDS: Final = frozenset((FrameType.DONE, FrameType.REFUSED, FrameType.LOST, FrameType.SUSPENDED))
 _FORWARDED: Final = frozenset(
     (
         FrameType.GRANT,
@@ -27,7 +27,7 @@ _FORWARDED: Final = frozenset(
         FrameType.END,
         FrameType.ABORT,
         FrameType.ENDING,
-        FrameType.SUSPENDED,
+        FrameType.ENDED,
         FrameType.RESUME,
     )
 )
@@ -92,13 +92,19 @@ class RelayLeg:
     """
 
     __slots__ = (
-        "_aborted", "_core", "_ended", "_landing", "_owed", "_pool", "_queue", "_replies", "_returned",
-        "_target", "_to_come", "_window", "alias",
-        "credit", "joined", "opening", "other",
+        "_aborted", "_answered", "_core", "_ended", "_landing", "_owed", "_pool", "_queue", "_returned", "_target",
+        "_window", "alias", "credit", "joined", "opening", "other",
     )  # fmt: skip
 
     def __init__(
-        self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, pool: RelayPool, *, credit: int
+        self,
+        core: LinkCore,
+        alias: int,
+        opening: bodies.Opening | bodies.Resumption,
+        target: int,
+        pool: RelayPool,
+        *,
+        credit: int,
     ) -> None:
         self._core = core
         self._target = target
@@ -108,10 +114,9 @@ class RelayLeg:
         self._window = FIRST_WINDOW  # granted to the sender on this link
         self._owed = 0  # received from it, and not granted anew yet
         self._returned = 0  # left on the other link, and about to be granted anew
-        self._replies = 0  # received from the site
-        self._to_come = 0  # bytes of their buffers
-        self._ended: int | None = None  # how many replies there are, once the site has said ENDED
-        self._aborted = False  # nobody waits for the replies any more
+        self._answered = isinstance(opening, bodies.Resumption)  # the site on this link has, to all that is known here
+        self._ended = False  # the site on this link has said so
+        self._aborted = False  # the opener, on the other link, has; nobody waits for the replies any more
         self.alias = alias
         self.opening = opening
         self.credit = credit
@@ -147,31 +152,29 @@ class RelayLeg:
             size = len(body)
             self._owe(size)
             if kind == FrameType.REPLY:
-                self._replies = max(self._replies, seq + 1)
-                self._to_come += PAYLOAD.unpack_from(body)[2] if size >= PAYLOAD_SIZE else 0
+                self._answered = True
             header = HEADER.pack(size, kind, flags, other._target, other.alias, seq, 0, 0)
             other._enqueue(_Held(header, bytes(body), size, None))
-        elif kind in _FORWARDED:
+        elif kind in _FORWARDED or (kind == FrameType.REFUSED and not flags & Flag.FINAL):
+            other._control(kind, flags, seq, bytes(body))
             if kind == FrameType.ABORT:
-                if not (other._replies or other._aborted):
+                if not (other._answered or other._aborted):
                     self._core.count_reset(self.opening.opener)
                 other._drop()
                 other._aborted = True
-            other._control(kind, flags, seq, bytes(body))
-            other._close_if_through()
+                other._close_if_through()
+            elif kind in (FrameType.ENDED, FrameType.REFUSED):  # ahead of replies that wait for GRANT or CREDIT
+                self._drop()
+                self._ended = True
+                self._close_if_through()
         else:  # last words
             other._control(kind, flags, seq, bytes(body))
-            self._drop()
-            if kind == FrameType.ENDED:  # it travels ahead of replies that wait for GRANT or CREDIT
-                self._ended = seq
-                self._close_if_through()
-            else:
-                other._close()
-                self._close()
+            other._close()
+            self._close()
 
     def chunk(self, seq: int, buffer: int, offset: int, size: int) -> memoryview | None:
         """Say where a chunk lands before it is sent on."""
-        if self.other._ended is not None:
+        if self.other._ended:
             return None  # an object for a site that has ended the stream
         self._owe(size)
         block = self._pool.block(size)
@@ -185,7 +188,6 @@ class RelayLeg:
         block, buffer, offset = self._landing
         self._landing = None
         other = self.other
-        self._to_come -= size
         view = memoryview(block)
         start = 0
         while start < size:
@@ -202,12 +204,17 @@ class RelayLeg:
             raise RemoteProtocolError(f"{self._owed} bytes in flight on a forwarded stream, window {self._window}")
         self._owed += size
 
-    def lost(self, reason: str) -> None:
+    @property
+    def other_end(self) -> str:
+        """The site that this link leads to: one's own sites dial a hub directly."""
+        return self._core.peer
+
+    def lost(self, reason: str, *, for_good: bool = True) -> None:
         """This end's link is gone: tell the other end, and forget the route."""
         other = self.other
         if other.alias in other._core.legs:
             cause = bodies.Cause(ReturnCode.COMMUNICATION_ERROR, self._core.me.site, reason)
-            other._control(FrameType.LOST, 0, 0, bodies.encode(cause))
+            other._control(FrameType.LOST if for_good else FrameType.SUSPENDED, 0, 0, bodies.encode(cause))
         other._close()
         self._close()
 
@@ -247,7 +254,6 @@ class RelayLeg:
             for held in gone:
                 self._pool.recycle(held.block)
             self.other._gone(done)
-            self.other._close_if_through()
 
         self._core.scheduler.when_written(written)
         return done
@@ -274,11 +280,8 @@ class RelayLeg:
             self.other._gone(dropped)
 
     def _close_if_through(self) -> None:
-        """Forget the route once the site on this link has ended, and all its replies have left on the other."""
-        if self._ended is None:
-            return
-        through = self._replies >= self._ended and self._to_come <= 0 and not self.other._queue
-        if (through or self._aborted) and self._core.legs.get(self.alias) is self:
+        """Forget the route of an aborted stream once the site on this link has ended; of others, DONE says when."""
+        if self._ended and self._aborted:
             self.other._close()
             self._close()
 

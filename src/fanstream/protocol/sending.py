@@ -178,8 +178,6 @@ class Scheduler:
         while ring and total < limit and len(out) < _MAX_BUFFERS:
             turn = ring[0]
             total += turn.emit(out, min(chunk, limit))
-            if not ring or ring[0] is not turn:
-                continue  # its last turn ended it, and it has left
             if not turn.sendable:
                 ring.popleft()
                 turn.joined = False  # type: ignore[attr-defined]  # every Turn of this package has it
@@ -230,7 +228,6 @@ class Outbound:
         "_ungranted",
         "credit",
         "joined",
-        "on_empty",
     )
 
     def __init__(self, scheduler: Scheduler, kind: FrameType, alias: int, target: int, *, window: int) -> None:
@@ -243,8 +240,6 @@ class Outbound:
         self._ungranted: dict[int, _Transfer] = {}
         self.credit = window
         self.joined = False
-        self.on_empty: Callable[[], object] | None = None
-        """Called when the last of what was queued has been handed out."""
 
     def send(
         self, seq: int, payload: Payload, *, flags: int = 0, timeout_ms: int = 0, acked: int = 0, ahead: bool = False
@@ -279,6 +274,20 @@ class Outbound:
                 self._join()
             else:
                 self._ungranted[seq] = transfer
+
+    def go_on(self, seq: int, payload: Payload, buffer: int, offset: int) -> None:
+        """Queue the rest of an object or reply of which the other end has all before a byte of one of its buffers.
+
+        Raises:
+            RemoteProtocolError: there is no such byte.
+        """
+        sizes = payload.sizes
+        if not (0 <= buffer < len(sizes) and 0 <= offset < sizes[buffer]):
+            raise RemoteProtocolError(f"object {seq} is to go on at buffer {buffer}, offset {offset}: it has {sizes}")
+        transfer = _Transfer(seq, payload)
+        transfer.buffer, transfer.offset = buffer, offset
+        self._granted.append(transfer)
+        self._join()
 
     def grant(self, seq: int) -> bool:
         """Let one object's buffers go; False when none of that number waits."""
@@ -321,11 +330,6 @@ class Outbound:
         """Whether something could be sent now."""
         return self.credit > 0 and bool(self._heads or self._granted)
 
-    @property
-    def empty(self) -> bool:
-        """Whether everything queued has been handed out."""
-        return not (self._heads or self._granted or self._ungranted)
-
     def _join(self) -> None:
         if not self.joined and self.sendable:
             self.joined = True
@@ -364,6 +368,4 @@ class Outbound:
             transfer.buffer += 1
             if transfer.buffer == len(transfer.buffers):
                 granted.popleft()
-        if self.on_empty is not None and self.empty:
-            self.on_empty()
         return done

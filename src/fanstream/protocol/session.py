@@ -86,6 +86,9 @@ class Session:
         self.received = 0  # bytes, kept by the core
         self.state = SessionState.GREETING
         self.peer: bodies.Hello | None = None
+        self.for_good = False  # the streams on this link end with it
+        self.farewell = False  # the peer has said goodbye, which ends its own streams
+        self._lives: dict[str, bytes] = {}  # incarnations of the sites that a hub leads to
         self.last_received = now
         self.last_sent = now
         if dialler:
@@ -107,8 +110,15 @@ class Session:
         self._admitted = True
         self._scheduler.control(self._greeting())
 
+    def life(self, site: str) -> bytes:
+        """Return the incarnation of a site that this link leads to; empty if it is not known."""
+        if self.peer is not None and self.peer.site == site:
+            return self.peer.incarnation
+        return self._lives.get(site, b"")
+
     def leave(self, code: str, reason: str = "") -> None:
         """Say GOAWAY; the shell closes the link once it is written. A stranger hears no more than it has paid for."""
+        self.for_good = True
         if self.state is SessionState.CLOSING:
             return
         self.state = SessionState.CLOSING
@@ -186,10 +196,18 @@ class Session:
         for name in (*presence.joined, *presence.left):
             if SITE_NAME.match(name) is None:
                 raise RemoteProtocolError(f"PRESENCE of {name[:_SHOWN]!r}, which is no site's name")
+        if presence.full:
+            self._lives.clear()
+        for name in presence.left:
+            self._lives.pop(name, None)
+        self._lives.update(zip(presence.joined, presence.lives, strict=False))
         self._events.append(PresenceChanged(presence))
 
     def _on_goaway(self, body: memoryview) -> None:
         goodbye = bodies.decode(bodies.Goodbye, body)
+        self.farewell = True
+        if goodbye.code != "bye":
+            self.for_good = True
         self.state = SessionState.CLOSING
         # It is about to be logged.
         self._events.append(Departed(bodies.Goodbye(*map(_printable, (goodbye.code, goodbye.reason)))))

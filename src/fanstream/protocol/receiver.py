@@ -1,0 +1,282 @@
+"""The receiving site's end of one stream: what it may do when, and which frames it takes."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from ..shareable import ReturnCode
+from . import bodies
+from .budget import LEAST_ASIDE
+from .events import Aborted, EndAnnounced, Lost, ObjectArrived, Resumed
+from .frames import SMALL_OBJECT, Flag, FrameType
+from .inbound import UNASKED_COST, UNCHARGED
+from .leg import Leg, LegState, Transitions
+from .sending import Payload
+
+if TYPE_CHECKING:
+    from .core import LinkCore
+
+_FINAL: Final = int(Flag.FINAL)
+_FREE: Final = int(Flag.FREE)
+
+
+class ReceiverLeg(Leg):
+    """The receiving site's end: receives objects, sends replies."""
+
+    __slots__ = ("_aborted", "_cache", "_ending", "_free_reply", "_refused", "_unreleased", "answered", "final")
+    SENDS = FrameType.REPLY
+
+    def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
+        super().__init__(core, alias, opening, target)
+        self._cache: dict[int, tuple[Payload, int]] = {}
+        self.answered = 0
+        self._unreleased: deque[int] = deque()  # numbers of objects passed on that hold room
+        self._free_reply = 0  # the number of the reply that may come ahead: the opener holds none before it
+        self._ending = b""  # the body of ENDED or REFUSED, once it was said
+        self._refused = False
+        self._aborted = False
+        self.final: int | None = None
+        """How many objects the stream has; None until the opener has said so."""
+
+    @property
+    def opener(self) -> str:
+        """The name of the site that opened the stream."""
+        return self.opening.opener
+
+    @property
+    def other_end(self) -> str:
+        return self.opening.opener
+
+    @property
+    def said_end(self) -> bool:
+        """Whether ENDED or REFUSED was said; the leg lives until the opener has said that it knows."""
+        return bool(self._ending)
+
+    def _require_unended(self) -> None:
+        self._require(LegState.OPEN, LegState.DRAINING)
+        if self._ending:
+            raise LocalProtocolError(f"{type(self).__name__} {self.alias} has said its end")
+
+    def reply(self, seq: int, payload: Payload, *, final: bool = False) -> None:
+        """Answer the next object; *final* says that this site wants no more of them."""
+        self._require_unended()
+        if seq != self.answered:
+            raise LocalProtocolError(f"reply {seq} on leg {self.alias}: {self.answered} is next")
+        self.answered = seq + 1
+        flags = _FINAL if final else 0
+        self._cache[seq] = (payload, flags)
+        if self.attached:
+            self.outbound.send(seq, payload, flags=flags, ahead=seq == self._free_reply)
+
+    def release(self, size: int) -> None:
+        """End the reservation of the oldest object that was not released: it has been consumed."""
+        if size <= SMALL_OBJECT:
+            self.inbound.unasked -= size + UNASKED_COST
+        if size <= UNCHARGED or not self._unreleased:
+            return
+        seq = self._unreleased.popleft()
+        if seq in self.inbound.backed:
+            self.inbound.release_ahead(seq, size)
+        else:
+            self.inbound.release(size)
+
+    def _allow(self) -> None:
+        """Let objects come ahead of their grants, as many as the opener may have under way, while there is room."""
+        inbound = self.inbound
+        more = min(inbound.largest * self.opening.backlog, self._core.allowance) - inbound.aside
+        # A few objects at least: room for fewer is worth more to objects that ask.
+        if more >= LEAST_ASIDE * inbound.largest and inbound.allow(LEAST_ASIDE * inbound.largest, more):
+            self._control(FrameType.ALLOW, seq=inbound.aside)
+
+    def ending(self) -> None:
+        """Say that an ABORT was heard."""
+        self._require_unended()
+        self._control(FrameType.ENDING)
+
+    def ended(self, rc: str, reason: str, result: bytes) -> None:
+        """Say how the stream ended here, after all the replies given; the leg lives until the opener has them."""
+        self._require_unended()
+        self._ending = bodies.encode(bodies.Ending(rc, reason, result))
+        self._say_end()
+        self.inbound.clear()
+        if self._aborted:
+            self._close()  # nobody waits for replies
+        else:
+            self._enter(LegState.DRAINING)
+            self._core.keeper.lingers(self)
+
+    def _say_end(self) -> None:
+        if self._refused:
+            self._control(FrameType.REFUSED, body=self._ending)
+        else:
+            self._control(FrameType.ENDED, seq=self.answered, body=self._ending)
+
+    def resume(self, core: LinkCore, alias: int, target: int, seq: int, resumption: bodies.Resumption) -> None:
+        """Go on over another link: say where the objects do, and give the replies that the opener does not have.
+
+        Args:
+            core: the other link.
+            alias: the stream's there.
+            target: the site's index among the opener's targets.
+            seq: the first reply that the opener does not have, or has not all of.
+            resumption: what the opener has said.
+
+        Raises:
+            RemoteProtocolError: the opener asks for replies that were not given, or that it has acknowledged.
+        """
+        if seq > self.answered or (seq < self.answered and seq not in self._cache):
+            raise RemoteProtocolError(
+                f"RESUME at reply {seq} from {self.opener}: it has acknowledged {self.inbound.acked} of {self.answered}"
+            )
+        if self.attached:
+            self._detach()
+        self.target = target
+        self.attach(core, alias)
+        self._go_on()
+        number, buffer, offset = self.inbound.position
+        self._control(FrameType.RESUME, seq=number, body=bodies.encode(bodies.Position(buffer, offset)))
+        if self.inbound.aside:
+            self._control(FrameType.ALLOW, seq=self.inbound.aside)
+        self._free_reply = -1
+        for reply in range(seq, self.answered):
+            payload, flags = self._cache[reply]
+            if reply == seq and (resumption.buffer or resumption.offset):
+                self.outbound.go_on(reply, payload, resumption.buffer, resumption.offset)
+            else:
+                self.outbound.send(reply, payload, flags=flags)
+        if self.said_end:
+            self._say_end()
+        core.events.append(Resumed(self, number, buffer, offset))
+
+    def expire(self, reason: str) -> Lost | None:
+        """The way has not come back in time; who has said the end waits for nothing."""
+        ended = self.said_end
+        lost = super().expire(reason)
+        return None if ended else lost
+
+    def _suspend(self, reason: str) -> None:
+        if self._aborted:
+            self.lost(reason)
+        else:
+            super()._suspend(reason)
+
+    def refuse(self, rc: str, reason: str) -> None:
+        """Turn the stream away before any of it was consumed; the leg lives until the opener knows."""
+        self._require_unended()
+        self._ending = bodies.encode(bodies.Cause(rc, self._core.me.site, reason))
+        self._refused = True
+        self._say_end()
+        self.inbound.clear()
+        self._enter(LegState.DRAINING)
+        self._core.keeper.lingers(self)
+
+    def reject(self, rc: str, reason: str) -> None:
+        """Turn the stream away, and forget it: its opener has broken the rules, or found no room."""
+        cause = bodies.Cause(rc, self._core.me.site, reason)
+        self._control(FrameType.REFUSED, flags=_FINAL, body=bodies.encode(cause))
+        self._close()
+
+    def _on_object(self, flags: int, seq: int, body: memoryview) -> None:
+        inbound = self.inbound
+        if seq != inbound.expected:
+            if seq > inbound.expected:
+                raise RemoteProtocolError(f"object {seq} from {self.opener} skips {inbound.expected}")
+            self._duplicate(seq)
+            return
+        if self.final is not None and seq >= self.final:
+            raise RemoteProtocolError(f"object {seq} from {self.opener} after the end at {self.final}")
+        if seq - self.answered >= self.opening.backlog:
+            raise RemoteProtocolError(
+                f"object {seq} from {self.opener}: {seq - self.answered} unanswered, limit {self.opening.backlog}"
+            )
+        inbound.payload(seq, flags, body)
+        if inbound.largest and self.opening.backlog > 2:  # with less, nothing is under way besides what comes ahead
+            self._allow()
+        cache = self._cache
+        if cache:
+            acked = inbound.acked
+            for old in list(cache):
+                if old >= acked:
+                    break
+                del cache[old]
+        if flags & _FREE:
+            self._free_reply = inbound.acked
+        if flags & _FINAL:
+            self.final = seq + 1
+
+    def _duplicate(self, seq: int) -> None:
+        """Answer an object that was consumed before from the reply cache; it is never consumed again (threat T5)."""
+        self._core.duplicates += 1
+        cached = self._cache.get(seq)
+        if cached is not None:
+            if self.outbound.waiting > self.opening.backlog:
+                raise RemoteProtocolError(
+                    f"object {seq} from {self.opener} came again while {self.outbound.waiting} replies wait for credit"
+                )
+            payload, flags = cached
+            self._core.scheduler.owe_answer(len(payload.envelope) + payload.total)
+            self.outbound.send(seq, payload, flags=flags)
+
+    def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:
+        """Pass on a whole object; called by the inbound half."""
+        if size > UNCHARGED:
+            self._unreleased.append(seq)
+        self._core.events.append(ObjectArrived(self, seq, value, size, flags & _FINAL != 0))
+
+    def _on_end(self, flags: int, seq: int, body: memoryview) -> None:
+        if seq < self.inbound.expected or (self.final is not None and seq != self.final):
+            raise RemoteProtocolError(
+                f"END after {seq} objects from {self.opener}, which has sent {self.inbound.expected}"
+            )
+        self.final = seq
+        withdraw = bool(flags & Flag.WITHDRAW)
+        # A quorum withdraws honestly what a slow site has not consumed yet, but never a stream without objects.
+        if withdraw and not seq and self.state is LegState.OPEN:
+            self._core.count_reset(self.opener)
+        if withdraw:
+            self._enter(LegState.DRAINING)
+            self.inbound.clear()
+        if self.said_end:
+            return
+        self._core.events.append(EndAnnounced(self, seq, withdraw))
+
+    def _on_abort(self, flags: int, seq: int, body: memoryview) -> None:
+        cause = bodies.decode(bodies.Cause, body)
+        if self.said_end:
+            self._close()
+            return
+        if not self.answered and self.state is LegState.OPEN:
+            self._core.count_reset(self.opener)
+        self._enter(LegState.DRAINING)
+        self._aborted = True
+        self.inbound.clear()
+        self._core.events.append(Aborted(self, cause.rc or ReturnCode.TASK_ABORTED, cause.who, cause.reason))
+
+    def _on_done(self, flags: int, seq: int, body: memoryview) -> None:
+        if not self.said_end:
+            raise RemoteProtocolError(f"DONE from {self.opener} before the stream has ended here")
+        self._close()
+
+    TRANSITIONS: ClassVar[Transitions] = {
+        LegState.OPEN: {
+            FrameType.OBJECT: _on_object,
+            FrameType.GRANT: Leg._on_grant,
+            FrameType.CREDIT: Leg._on_credit,
+            FrameType.END: _on_end,
+            FrameType.ABORT: _on_abort,
+            FrameType.LOST: Leg._on_lost,
+            FrameType.SUSPENDED: Leg._on_suspended,
+        },
+        LegState.DRAINING: {
+            FrameType.OBJECT: Leg._discard,
+            FrameType.GRANT: Leg._on_grant,
+            FrameType.CREDIT: Leg._on_credit,
+            FrameType.END: _on_end,
+            FrameType.ABORT: _on_abort,
+            FrameType.DONE: _on_done,
+            FrameType.LOST: Leg._on_lost,
+            FrameType.SUSPENDED: Leg._on_suspended,
+        },
+    }

@@ -1,0 +1,136 @@
+"""Streams whose way is broken: how long they may wait, and when their openers try again; the engine's ends of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from .deadlines import Deadline, Deadlines
+from .errors import LocalProtocolError
+from .protocol.core import LinkCore
+from .protocol.opener import OpenerLeg
+from .protocol.receiver import ReceiverLeg
+
+_LEASE: Final = 60.0
+"""Seconds beyond its resume window for which an end remembers a stream that is over, if the other end is silent."""
+
+AnyEnd = OpenerLeg | ReceiverLeg
+
+
+class Resuming:
+    """The ends of an engine's streams, with a deadline for each that no link holds (``protocol.core.Keeper``).
+
+    Args:
+        deadlines: the engine's.
+        time: its clock.
+        longest: seconds that a peer may have this engine wait for it.
+        find: returns the link that leads to a site now, if there is one.
+        wanted: called with the name of a site that a suspended stream needs a way to.
+    """
+
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        time: Callable[[], float],
+        longest: float,
+        find: Callable[[str], LinkCore | None],
+        wanted: Callable[[str], object],
+    ) -> None:
+        self._deadlines = deadlines
+        self._time = time
+        self._longest = longest
+        self._find = find
+        self._wanted = wanted
+        self._incoming: dict[tuple[str, bytes], ReceiverLeg] = {}
+        self._leases: dict[AnyEnd, Deadline] = {}
+
+    def __len__(self) -> int:
+        """How many streams are suspended, or have ended and are remembered."""
+        return len(self._leases)
+
+    def window(self, leg: AnyEnd) -> float:
+        """Return how many seconds the way of a stream may take to come back."""
+        window = leg.opening.resume / 1000
+        return window if isinstance(leg, OpenerLeg) else min(window, self._longest)
+
+    def wants(self, site: str) -> bool:
+        """Whether a suspended stream needs a way to a site."""
+        return any(isinstance(leg, OpenerLeg) and leg.site == site and not leg.attached for leg in self._leases)
+
+    # What the links' cores tell.
+
+    def opened(self, leg: ReceiverLeg) -> None:
+        """A stream was opened at this site."""
+        self._incoming[leg.opener, leg.opening.stream] = leg
+
+    def find(self, opener: str, stream: bytes) -> ReceiverLeg | None:
+        """Return this site's end of a stream, if there is one."""
+        return self._incoming.get((opener, stream))
+
+    def suspended(self, leg: AnyEnd) -> None:
+        """The way of a stream is broken: it has its resume window to come back; that of an earlier call goes on."""
+        if leg not in self._leases:
+            self._lease(leg, self.window(leg))
+        if isinstance(leg, OpenerLeg):
+            self._wanted(leg.site)
+
+    def lingers(self, leg: AnyEnd) -> None:
+        """A stream has ended at this end, and the other has not said yet that it knows."""
+        self._end_lease(leg)
+        self._lease(leg, self.window(leg) + _LEASE)
+
+    def resumed(self, leg: AnyEnd) -> None:
+        """The way has come back."""
+        if not (leg.aborted if isinstance(leg, OpenerLeg) else leg.said_end):
+            self._end_lease(leg)
+
+    def closed(self, leg: AnyEnd) -> None:
+        """A leg is of no more use."""
+        if isinstance(leg, ReceiverLeg):
+            self._incoming.pop((leg.opener, leg.opening.stream), None)
+        self._end_lease(leg)
+
+    # What the engine tells.
+
+    def ways_changed(self) -> None:
+        """Other sites can be reached than before: streams that wait for one try again."""
+        for leg in list(self._leases):
+            if not isinstance(leg, OpenerLeg) or leg.attached or leg.resuming:
+                continue
+            link = self._find(leg.site)
+            if link is None:
+                continue
+            try:
+                link.resume(leg)
+            except LocalProtocolError:
+                continue  # that link is about to end
+
+    def met(self, site: str, life: bytes) -> None:
+        """A site is there in this life: the streams of any other have lost their opener."""
+        for leg in list(self._incoming.values()):
+            if leg.opener == site and leg.opening.life != life:
+                self._over(leg, f"{site} has begun anew")
+
+    def clear(self) -> None:
+        """The engine ends: forget all."""
+        for leg in list(self._leases):
+            self._over(leg, "the engine ended")
+
+    def _lease(self, leg: AnyEnd, seconds: float) -> None:
+        over = partial(self._expired, leg, seconds)
+        self._leases[leg] = self._deadlines.at(self._time() + seconds, over)
+
+    def _end_lease(self, leg: AnyEnd) -> None:
+        lease = self._leases.pop(leg, None)
+        if lease is not None:
+            self._deadlines.cancel(lease)
+
+    def _expired(self, leg: AnyEnd, seconds: float, now: float) -> None:
+        self._over(leg, f"{leg.other_end} did not come back within {seconds:g} s")
+
+    def _over(self, leg: AnyEnd, reason: str) -> None:
+        self._end_lease(leg)
+        lost = leg.expire(reason)
+        if lost is not None and leg.owner is not None:
+            leg.owner.handle(lost)
