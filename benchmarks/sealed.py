@@ -95,14 +95,15 @@ def seal_and_open(federation: Federation, size: int, count: int, rounds: int) ->
     session, invitations = federation.open(federation.check())
     receiver = federation.accept(session, invitations[0])
     array = memoryview(bytearray(os.urandom(MIB) * -(-size // MIB)))[:size]
-    memory, landed = memoryview(bytearray(size + size // 1024 + KIB)), memoryview(bytearray(b"\1") * size)
+    memory = memoryview(bytearray(session.size_of(b"envelope", [size])))
+    landed = memoryview(bytearray(b"\1") * size)
     sealed: SealedObject
     seq = 0
 
     def seal() -> None:
         nonlocal sealed, seq
         for _ in range(count):
-            sealed = session.seal(Place(seq), b"envelope", [array], time.time(), lambda needed: memory[:needed])
+            sealed = session.seal(Place(seq), b"envelope", [array], memory)
             seq += 1
 
     def open_all() -> None:

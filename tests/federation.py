@@ -105,10 +105,17 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 class Federation:
     """One server, and the sites that can reach it."""
 
-    def __init__(self, transport: str, stack: AsyncExitStack, settings: EngineSettings | None) -> None:
+    def __init__(
+        self,
+        transport: str,
+        stack: AsyncExitStack,
+        settings: EngineSettings | None,
+        identity: Callable[[str], Any] | None = None,
+    ) -> None:
         self._transport = transport
         self._stack = stack
         self._settings = settings
+        self._identity = identity or (lambda _name: None)
         self.server: StreamEngine
         self.sites: dict[str, StreamEngine] = {}
 
@@ -121,13 +128,13 @@ class Federation:
         }[self._transport]
         if self._transport == "unix":  # not tmp_path: a socket's path may have about 100 characters
             listen = f"unix://{Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / 's'}"
-        server = StreamEngine("server", listen=listen, settings=self._settings)
+        server = StreamEngine("server", listen=listen, settings=self._settings, identity=self._identity("server"))
         self.server = await self._stack.enter_async_context(server)
 
     async def join(self, name: str) -> StreamEngine:
         """Start one more site; it may not be reachable yet."""
         connect = self.server.addresses or None
-        site = StreamEngine(name, connect=connect, settings=self._settings)
+        site = StreamEngine(name, connect=connect, settings=self._settings, identity=self._identity(name))
         self.sites[name] = await self._stack.enter_async_context(site)
         return site
 
@@ -175,15 +182,20 @@ class Federation:
 
 @asynccontextmanager
 async def federation(
-    transport: str, sites: int = 1, *, settings: EngineSettings | None = None, seconds: float = 20.0
+    transport: str,
+    sites: int = 1,
+    *,
+    settings: EngineSettings | None = None,
+    identity: Callable[[str], Any] | None = None,
+    seconds: float = 20.0,
 ) -> AsyncIterator[Federation]:
     """Run a server and its sites; afterwards no stream may have left anything behind.
 
-    It has *seconds* for that where time is real, and a thousand where it is not.
+    It has *seconds* for that where time is real, and a thousand where it is not. *identity* gives each site its own.
     """
     with anyio.fail_after(seconds if is_real(transport) else max(seconds, 1000)):
         async with AsyncExitStack() as stack:
-            fed = Federation(transport, stack, settings)
+            fed = Federation(transport, stack, settings, identity)
             await fed.start()
             for number in range(1, sites + 1):
                 await fed.join(f"site-{number}")

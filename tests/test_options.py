@@ -76,6 +76,8 @@ ENGINE_SETTINGS: dict[str, list[tuple[Any, str]]] = {
     "retry_max": [*NOT_SECONDS, (0.01, "retry_max is 0.01 s, less than retry_first of 0.05 s")],
     "allow_plain_tcp": [("perhaps", "perhaps"), (None, "None")],
     "public_props": [({"n": 1}, "1"), (["a"], "a"), ({"a": "x" * 300_000}, "300001 bytes, .* of 262144")],
+    "suite": [("aes", "'pq', 'pq-sha256' or 'fips'")],
+    "sealed_only": [("perhaps", "perhaps"), (None, "None")],
     "workers": [(0, "1 .*=0")],
 }
 

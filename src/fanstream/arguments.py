@@ -10,6 +10,8 @@ from typing import Any, Final
 
 SITE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 WILDCARD: Final = "*"
+OWN: Final = "_"
+"""What the names of the engine's own channels begin with."""
 LONGEST_TIMEOUT: Final = 2**32 // 1000 - 1  # seconds: what the wire's 32 bits of milliseconds hold, about 49 days
 _MAX_ADDRESS: Final = 255  # characters: room for any name, and two of them leave OPEN's routing part small
 
@@ -44,7 +46,7 @@ def check_address(name: Any, argument: str, *, wildcard: bool = False) -> str:
         raise TypeError(f"{argument} is {name!r} of type {type(name).__name__}, expected a str")
     if not name or len(name) > _MAX_ADDRESS:
         raise ValueError(f"{argument} has {len(name)} characters, expected 1 to {_MAX_ADDRESS}")
-    if name.startswith("_"):
+    if name.startswith(OWN):
         raise ValueError(f"{argument} is {name!r}: names that begin with '_' are the engine's own")
     if name == WILDCARD and not wildcard:
         raise ValueError(f"{argument} is '*', which only a registration may use")

@@ -18,7 +18,7 @@ from .protocol.bodies import Hello, Opening
 from .protocol.core import LinkCore, Refusal, Surroundings
 from .protocol.events import Opened, PresenceChanged
 from .protocol.frames import MAGIC
-from .protocol.inbound import Decoder
+from .protocol.inbound import Decoders
 from .protocol.relay import FIRST_WINDOW
 from .protocol.session import SessionState
 from .resuming import Resuming
@@ -61,7 +61,7 @@ class Connections:
         listen: Sequence[Address],
         connect: Sequence[Address],
         kit: Kit | None,
-        decoder: Decoder,
+        decoder: Decoders,
         tasks: Tasks,
         admit: Callable[[Opening], Refusal | None],
         opened: Callable[[Opened], object],
@@ -184,6 +184,11 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._links)
+
+    @property
+    def life(self) -> bytes:
+        """This engine's incarnation: 16 random bytes."""
+        return self._hello.incarnation
 
     def names(self) -> set[str]:
         """Return the sites that can be reached now."""

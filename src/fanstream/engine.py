@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -13,7 +13,7 @@ import anyio
 
 from .abort import AbortSignal
 from .adapters import FunctionFactory, GeneratorProducer, as_producer
-from .arguments import check_address, check_site, check_targets
+from .arguments import OWN, check_address, check_site, check_targets
 from .codec import Codec
 from .connections import Connections
 from .context import FLContext, StreamContext
@@ -28,7 +28,7 @@ from .protocol.bodies import Opening
 from .protocol.core import LinkCore, Refusal
 from .protocol.events import Opened
 from .registry import Registration, Registry
-from .shareable import ReturnCode
+from .shareable import ReturnCode, Shareable
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult
 from .tasks import Tasks
 from .transports.addresses import parse_all
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .options import EngineSettings, StreamOptions
+    from .sealing import Sealing, SiteSeal
     from .security.kit import Kit
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class StreamEngine(StreamableEngine):
         listen: addresses to be dialled at, as URLs, one or a list: the engine is a hub.
         connect: addresses of one hub, tried in order. With neither, engines of one event loop find each other by name.
         settings: how the engine runs.
-        identity: this site's kit, which ``tls://`` addresses need. The engine looks after it while it runs.
+        identity: this site's kit, which ``tls://`` addresses and sealed streams need. The engine looks after it as long
+            as it runs.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be.
@@ -80,6 +82,7 @@ class StreamEngine(StreamableEngine):
         self.identity = identity
         self._connect = check_addresses(self.name, self._listen, self._connect, identity)
         self.codec = Codec(self.settings.limits)
+        self._sealing: Sealing | None = None
         self.run_abort_signal = AbortSignal()
         self._registry = Registry()
         self._sticky: dict[str, Any] = {}
@@ -124,6 +127,12 @@ class StreamEngine(StreamableEngine):
         self.limiter = anyio.CapacityLimiter(self.settings.workers)
         self._idle = self.face.wakeup()
         self._registered = anyio.Event()
+        if self.identity is not None:
+            from .sealing import CHANNEL, TOPIC, Sealing
+
+            self._sealing = Sealing(self.identity, self.codec, self.settings.suite)
+            prekeys = FunctionFactory(self._sealing.answer, self.limiter)
+            self._registry.register(CHANNEL, TOPIC, Handling(prekeys))
         self._links = Connections(
             self.name,
             self.settings,
@@ -207,6 +216,10 @@ class StreamEngine(StreamableEngine):
         """This engine's incarnation: 16 random bytes."""
         return self._links.life
 
+    def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
+        """Start a task that the engine waits for."""
+        self._tasks.spawn(function, *args, name=name)
+
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
         return await self._links.reach(sites, grace)
@@ -219,6 +232,8 @@ class StreamEngine(StreamableEngine):
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{self.name} shuts down")
         if (opening.opener, opening.stream) in self._known:
             return Refusal(ReturnCode.BAD_REQUEST_DATA, "a stream of this id was opened before")
+        if self.settings.sealed_only and not opening.sealed and not opening.channel.startswith(OWN):
+            return Refusal(ReturnCode.BAD_REQUEST_DATA, f"{self.name} takes sealed streams only")
         return None
 
     def _opened(self, event: Opened) -> None:
@@ -227,9 +242,20 @@ class StreamEngine(StreamableEngine):
         self._known[opening.opener, opening.stream] = None
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
-        stream = IncomingStream(self, event.leg, event.body, self.run_abort_signal.child())
+        seal = self._accept(opening, event.body) if opening.sealed else None
+        stream = IncomingStream(self, event.leg, event.body, self.run_abort_signal.child(), seal)
         self._incoming.add(stream)
         self._tasks.spawn(self._run_incoming, stream, name=f"incoming stream {stream.stream_id}")
+
+    def _accept(self, opening: Opening, body: bytes) -> SiteSeal | SecurityError:
+        """Return this site's keys of a sealed stream, or why it has none."""
+        try:
+            if self._sealing is None:
+                raise SecurityError(f"{self.name} has no identity, so nothing can be sealed for it")
+            return self._sealing.accept(opening, body)
+        except SecurityError as exc:
+            _log.warning("engine %s: a sealed stream of %s is refused: %s", self.name, opening.opener, exc)
+            return exc
 
     async def _run_incoming(self, stream: IncomingStream) -> None:
         try:
@@ -360,12 +386,13 @@ class StreamEngine(StreamableEngine):
         needed = getattr(options.gather, "k", 1)
         if needed > len(names):
             raise ValueError(f"gather asks for {needed} replies of {len(names)} targets")
-        if secure:
-            raise SecurityError("secure=True: streams cannot be sealed yet, and nothing was sent")
+        if secure and self._sealing is None:
+            raise SecurityError(f"secure=True: {self.name} has no identity to seal with; nothing was sent")
         signal = fl_ctx.get_run_abort_signal().child()
         stream = OutgoingStream(
-            self, channel, topic, stream_ctx, names, fl_ctx.under(signal), options, optional=optional, signal=signal
-        )
+            self, channel, topic, stream_ctx, names, fl_ctx.under(signal), options, optional=optional,
+            secure=secure, signal=signal,
+        )  # fmt: skip
         return stream, stream.encode_opening()
 
     async def stream_objects(
@@ -412,7 +439,7 @@ class StreamEngine(StreamableEngine):
 
         try:
             async with self._running(stream) as work:
-                await stream.open(body)
+                await self._open(stream, body, options, secure)
                 run = ProducerRun(stream, made, stream_ctx, options.window)
                 work.at_end = run.show_offers
                 work.value = await run.run()
@@ -423,6 +450,36 @@ class StreamEngine(StreamableEngine):
                 with anyio.CancelScope(shield=True), anyio.move_on_after(self.settings.finalize_timeout):
                     await made.aclose()
         return work.done
+
+    async def _open(self, stream: OutgoingStream, body: bytes, options: StreamOptions, secure: bool) -> None:
+        """Open a stream at its sites; one that is sealed, once they have given their pre-keys.
+
+        Raises:
+            SecurityError: a site that can be reached cannot be sealed for; the stream was opened nowhere.
+        """
+        if secure and not stream.aborted:
+            assert self._sealing is not None
+            targets = list(stream.gathering.sites)
+            question = self._sealing.question()
+            answers = await self._ask(targets, question, options.connect_grace)
+            stream.seal_with(await self._sealing.open(stream.opening, self.life, targets, body, question, answers))
+        await stream.open(body)
+
+    async def _ask(self, targets: Sequence[str], question: Shareable, grace: float) -> dict[str, Shareable]:
+        """Ask sites for their pre-keys, over a stream of the engine's own."""
+        from .options import StreamOptions
+        from .sealing import CHANNEL, TOPIC
+
+        options = StreamOptions(connect_grace=grace)
+        context = self.new_context()
+        asking = OutgoingStream(
+            self, CHANNEL, TOPIC, {}, targets, context, options,
+            optional=False, secure=False, signal=context.get_run_abort_signal(),
+        )  # fmt: skip
+        async with self._running(asking):
+            nothing = self.codec.encode_value({"stream_ctx": {}, "props": {}, "job": ""})  # it is not sealed
+            await asking.open(nothing)
+            return await OpenStream(asking, options).send(question, self.settings.limits.hello_timeout)
 
     @asynccontextmanager
     async def _running(self, stream: OutgoingStream) -> AsyncIterator[Work]:
@@ -483,7 +540,7 @@ class StreamEngine(StreamableEngine):
         handle = OpenStream(stream, options)
         opened = False
         async with self._running(stream) as work:
-            await stream.open(body)
+            await self._open(stream, body, options, secure)
             opened = True
             yield handle
         handle.result = work.done

@@ -89,6 +89,8 @@ class OpenStream:
         async with self._turn:
             if not await self._stream.room():
                 return None
+            if self._stream.sealed:
+                return await self._stream.dispatch_sealed(obj, seconds)
             return self._stream.dispatch(obj, seconds)
 
     async def released(self, seq: int) -> None:

@@ -14,11 +14,13 @@ import anyio
 
 from .abort import AbortSignal
 from .adapters import call, is_async
+from .arguments import OWN
 from .codec import Codec, Encoded
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
-from .errors import CodecError
-from .protocol.events import Aborted, EndAnnounced, Event, Lost, ObjectArrived
+from .errors import CodecError, SealError, SecurityError
+from .protocol.bodies import Cause, Ending
+from .protocol.events import Aborted, EndAnnounced, Lost, ObjectArrived, StreamEvent
 from .protocol.receiver import ReceiverLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import ConsumerFactory, ObjectConsumer
@@ -26,6 +28,7 @@ from .wakeup import Face
 
 if TYPE_CHECKING:
     from .options import EngineSettings
+    from .sealing import SiteSeal
 
 _log = logging.getLogger(__name__)
 
@@ -80,13 +83,28 @@ class IncomingStream:
         leg: the protocol's end of the stream.
         body: what came with OPEN, encoded.
         signal: triggered when the stream is aborted, for consumers that poll; below the engine's run signal.
+        seal: this site's keys, if the stream is sealed; or why it has none.
     """
 
-    def __init__(self, host: Host, leg: ReceiverLeg, body: bytes, signal: AbortSignal) -> None:
+    def __init__(
+        self,
+        host: Host,
+        leg: ReceiverLeg,
+        body: bytes,
+        signal: AbortSignal,
+        seal: SiteSeal | SecurityError | None = None,
+    ) -> None:
         self._host = host
         self._leg = leg
         self._body = body
         self._signal = signal
+        self._seal: SiteSeal | None = None
+        self._unsealable: SecurityError | None = None
+        if isinstance(seal, SecurityError):
+            self._unsealable = seal
+        elif seal is not None:
+            self._seal = seal
+            self._body = seal.context
         self._queue: deque[ObjectArrived] = deque()
         self._news = host.face.wakeup()
         self._scope: anyio.CancelScope | None = None
@@ -114,8 +132,10 @@ class IncomingStream:
 
     # --- what the link tells ---
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: StreamEvent) -> None:
         """Take one event of this stream's leg; never waits."""
+        if self._seal is not None:
+            event = self._seal.check(event)
         if type(event) is ObjectArrived:
             self._queue.append(event)
             if event.final:
@@ -128,7 +148,7 @@ class IncomingStream:
                 self.stop(ReturnCode.OK, "withdrawn")
         elif type(event) is Aborted:
             if not self._gone:  # the loss of the stream may stand right behind its ABORT
-                self._leg.ending()
+                self._leg.ending(b"" if self._seal is None else self._seal.words.ending())
             self.stop(ReturnCode.TASK_ABORTED, event.reason)
         elif type(event) is Lost:
             self.stop(ReturnCode.COMMUNICATION_ERROR, event.reason)
@@ -158,12 +178,17 @@ class IncomingStream:
             with anyio.CancelScope() as self._scope:
                 if self._stop is not None:  # ended before it began
                     self._scope.cancel()
+                if self._unsealable is not None:
+                    end = None
+                    if not self._gone:
+                        leg.refuse(ReturnCode.BAD_REQUEST_DATA, str(self._unsealable))
+                    return
                 grace = self._host.settings.registration_grace
                 handling = await self._host.handling(opening.channel, opening.topic, grace)
                 if handling is None:
                     if not self._gone:
                         reason = f"nothing is registered for {opening.channel}/{opening.topic}"
-                        leg.refuse(ReturnCode.TOPIC_UNKNOWN, reason)
+                        self._refuse(ReturnCode.TOPIC_UNKNOWN, reason)
                     end = None
                     return
                 self._handling = handling
@@ -184,6 +209,12 @@ class IncomingStream:
                 self._host.deadlines.cancel(self._idle)
             if end is not None:
                 await self._end(*end)
+
+    def _refuse(self, rc: str, reason: str) -> None:
+        if self._seal is None:
+            self._leg.refuse(rc, reason)
+        else:
+            self._leg.refuse(rc, "", self._seal.words.refused(Cause(rc, self._host.name, reason)))
 
     def _read_opening(self) -> None:
         leg = self._leg
@@ -241,6 +272,8 @@ class IncomingStream:
         unwaited = 0
         while arrived is not None:
             self._in_hand = True
+            if self._seal is not None:
+                await self._open(self._seal, arrived)
             go_on, reply, failure = await self._consume(consume, arrived)
             self._in_hand = False
             if self._idle is not None:
@@ -252,6 +285,10 @@ class IncomingStream:
             if not go_on:
                 await self._end_early(arrived.seq, reply, failure)
                 return True
+            if self._seal is not None:
+                reply = await self._seal.seal(arrived.seq, reply, final=False)
+                if self._gone:
+                    return False
             self._leg.reply(arrived.seq, reply)
             unwaited = unwaited + 1 if self._queue else 0
             if unwaited > _UNWAITED:
@@ -260,6 +297,14 @@ class IncomingStream:
             arrived = None  # its memory is free for the next one
             arrived = self._queue.popleft() if self._queue else await self._next()
         return False
+
+    async def _open(self, seal: SiteSeal, arrived: ObjectArrived) -> None:
+        """Put what is in a sealed object in its place."""
+        try:
+            arrived.value = await seal.open(arrived.seq, arrived.value, final=arrived.final)
+        except SealError as exc:
+            reason = f"object {arrived.seq} is not that of {self._leg.opener}: {exc}"
+            raise _SiteFailureError(ReturnCode.COMMUNICATION_ERROR, reason) from exc
 
     async def _get_consumer(self, arrived: ObjectArrived) -> ObjectConsumer:
         """Make the consumer; a failure answers the first object and ends the stream here."""
@@ -325,7 +370,7 @@ class IncomingStream:
     def _show_props(self, reply: Shareable) -> None:
         """Send this site's public props with its first reply; what a reply brought along from elsewhere is not its."""
         reply.headers.pop(ReservedHeaderKey.PEER_PROPS, None)
-        if not self._shown:
+        if not self._shown and not self._leg.opening.channel.startswith(OWN):
             self._shown = True
             props = {**self._host.settings.public_props, **self._fl_ctx.get_all_public_props()}
             if props:
@@ -336,13 +381,25 @@ class IncomingStream:
         rc, reason = self._last if failure is None else (failure.rc, failure.reason)
         with anyio.CancelScope(shield=True):
             rc, reason, result = await self._finish(rc, reason)
+            if self._seal is not None and not self._gone:
+                reply = await self._seal.seal(seq, reply, final=True)
         if not self._gone:
             self._leg.reply(seq, reply, final=True)
-            self._leg.ended(rc, reason, result)
+            self._say_ended(rc, reason, result)
 
     def _answer_last(self, seq: int, reply: Shareable) -> None:
         if not self._gone:
-            self._leg.reply(seq, self._host.codec.encode(reply), final=True)
+            encoded = self._host.codec.encode(reply)
+            if self._seal is not None:
+                encoded = self._seal.seal_now(seq, encoded, final=True)
+            self._leg.reply(seq, encoded, final=True)
+
+    def _say_ended(self, rc: str, reason: str, result: bytes) -> None:
+        if self._seal is None:
+            self._leg.ended(rc, reason, result)
+        else:
+            word = self._seal.words.ended(self._leg.answered, Ending(rc, reason, result))
+            self._leg.ended(ReturnCode.OK, "", word)
 
     @property
     def _gone(self) -> bool:
@@ -367,7 +424,7 @@ class IncomingStream:
         with anyio.CancelScope(shield=True):
             rc, reason, result = await self._finish(rc, reason)
         if not self._gone:
-            self._leg.ended(rc, reason, result)
+            self._say_ended(rc, reason, result)
 
     async def _finish(self, rc: str, reason: str) -> tuple[str, str, bytes]:
         """Run finalize, ``stream_done_cb`` and ``return_consumer``, each whatever the one before did.

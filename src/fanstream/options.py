@@ -6,7 +6,7 @@ What runs on these models gets them handed in, and imports this module no sooner
 takes longer to load than all the rest of ``import fanstream``.
 """
 
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -156,6 +156,9 @@ class EngineSettings(_Frozen):
         retry_max: the longest such pause.
         allow_plain_tcp: permit ``tcp://`` on an address that is not loopback: no privacy, no identity.
         public_props: props that every context of this engine shows to its peers.
+        suite: how this engine seals: ``pq``, ``pq-sha256`` or ``fips``, the same at all sites of a federation. None is
+            ``pq`` where BLAKE3 is installed, and ``pq-sha256`` elsewhere.
+        sealed_only: streams that are not sealed are refused.
         workers: threads for synchronous producers and consumers.
     """
 
@@ -172,6 +175,8 @@ class EngineSettings(_Frozen):
     retry_max: Seconds = 15.0
     allow_plain_tcp: bool = False
     public_props: dict[str, str] = {}
+    suite: Literal["pq", "pq-sha256", "fips"] | None = None
+    sealed_only: bool = False
     workers: Annotated[int, Field(ge=1)] = 40
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -13,14 +13,15 @@ import anyio
 import msgspec
 
 from .abort import AbortSignal
-from .codec import Codec
+from .codec import Codec, Encoded
+from .codec.ciphertext import SMALL
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import ClosedError, CodecError, LocalProtocolError
 from .policies import Drop
-from .protocol.bodies import Opening
+from .protocol.bodies import Cause, Opening
 from .protocol.core import LinkCore
-from .protocol.events import Ended, EndingBegun, Event, Lost, Refused, ReplyArrived, Resumed, Suspended
+from .protocol.events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed, StreamEvent, Suspended
 from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, Standing
 from .protocol.inbound import UNCHARGED
 from .protocol.opener import OpenerLeg
@@ -31,6 +32,7 @@ from .wakeup import Face, Wakeup
 
 if TYPE_CHECKING:
     from .options import EngineSettings, StreamOptions
+    from .sealing import OpenerSeal
 
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
 
@@ -50,6 +52,9 @@ class Host(Protocol):
 
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
+
+    def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
+        """Start a task that the engine waits for."""
 
 
 class Offer:
@@ -78,10 +83,12 @@ class OutgoingStream:
         fl_ctx: the opener's context; its public props travel with OPEN.
         options: how the stream runs.
         optional: sites that do not take the stream are skipped.
+        secure: the stream is sealed; ``seal_with`` is called before it is opened.
         signal: triggered to abort the stream.
 
     Attributes:
         gathering: the account of this stream.
+        opening: what OPEN says, without targets.
         on_news: called when a reply or an end may have changed what the judging task waits for.
         offers: replies as they arrived, kept only while ``keep_offers`` is set.
     """
@@ -97,6 +104,7 @@ class OutgoingStream:
         options: StreamOptions,
         *,
         optional: bool,
+        secure: bool,
         signal: AbortSignal,
     ) -> None:
         self._host = host
@@ -131,14 +139,16 @@ class OutgoingStream:
         stream_ctx[StreamContextKey.CHANNEL] = channel
         stream_ctx[StreamContextKey.TOPIC] = topic
         resume = math.ceil(options.resume_window * 1000)
-        self._opening = Opening(
-            os.urandom(16), host.name, [], channel, topic, options.backlog, optional, host.life, resume
+        self.opening = Opening(
+            os.urandom(16), host.name, [], channel, topic, options.backlog, optional, host.life, resume, secure
         )
+        self._seal: OpenerSeal | None = None
+        self._unopened: dict[str, deque[StreamEvent]] = {}  # what came from a site while a large reply is opened
 
     @property
     def stream_id(self) -> str:
         """The stream's id, as 32 hexadecimal digits."""
-        return self._opening.stream.hex()
+        return self.opening.stream.hex()
 
     @property
     def aborted(self) -> bool:
@@ -163,20 +173,29 @@ class OutgoingStream:
         body = {"stream_ctx": context, "props": props, "job": self.fl_ctx.get_job_id()}
         return self._host.codec.encode_value(body, limit=self._host.settings.limits.opening)
 
+    def seal_with(self, seal: OpenerSeal) -> None:
+        """Have the stream sealed; it opens at those sites alone that have an invitation."""
+        self._seal = seal
+
     async def open(self, body: bytes) -> None:
-        """Open the stream at every site that can be reached; nothing is awaited from them."""
+        """Open the stream at every site that can be reached; nothing is awaited from them.
+
+        Args:
+            body: what travels with OPEN, the same to all; a sealed stream has it in its invitations.
+        """
         if self._aborted:
             return  # the signal was triggered before: nothing is sent
         names = list(self.gathering.sites)
-        links = await self._host.reach(names, self._options.connect_grace)
+        invitations = dict.fromkeys(names, body) if self._seal is None else self._seal.invitations
+        links = await self._host.reach(list(invitations), self._options.connect_grace)
         if self._aborted:
             return
         for name in names:
             link = links.get(name)
             try:
-                if link is None:
+                if link is None or name not in invitations:
                     raise LocalProtocolError(f"{name} cannot be reached")
-                leg = link.open(msgspec.structs.replace(self._opening, targets=[name]), 0, body)
+                leg = link.open(msgspec.structs.replace(self.opening, targets=[name]), 0, invitations[name])
             except LocalProtocolError as exc:
                 self.gathering.leave(
                     name, Standing.UNREACHABLE, ReturnCode.COMMUNICATION_ERROR, Outcome.UNREACHABLE, str(exc)
@@ -234,9 +253,14 @@ class OutgoingStream:
         self._leave(name, Standing.DROPPED, ReturnCode.TIMEOUT, Outcome.ABORTED, reason)
         leg = self._legs.pop(name, None)
         if leg is not None:
-            leg.abort(ReturnCode.TIMEOUT, self._host.name, reason)
+            self._abort_leg(leg, ReturnCode.TIMEOUT, reason)
             leg.close()
             self._acknowledged(name)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether objects are sent with ``dispatch_sealed``."""
+        return self._seal is not None
 
     def dispatch(self, obj: Shareable, timeout: float, *, final: bool = False) -> Flight:
         """Encode an object once and send it to every active site; never waits.
@@ -250,18 +274,34 @@ class OutgoingStream:
             CodecError: the object cannot be sent.
             ClosedError: the stream has ended.
         """
+        return self._launch(self._encode(obj), timeout, final)
+
+    async def dispatch_sealed(self, obj: Shareable, timeout: float) -> Flight:  # noqa: ASYNC109 - the object's
+        """Encode and seal an object once, and send it to every active site; one at a time.
+
+        Raises:
+            SecurityError: the stream's keys have had their time.
+            CodecError, ClosedError: as from :meth:`dispatch`.
+        """
+        assert self._seal is not None
+        sealed = await self._seal.seal(self.gathering.objects, self._encode(obj), final=False)
+        await self.stand_aborted()  # which may have come meanwhile
+        return self._launch(sealed, timeout, False)
+
+    def _encode(self, obj: Shareable) -> Encoded:
         if self._ending or self._aborted:
             raise ClosedError(f"stream {self.stream_id} has ended")
-        host = self._host
         headers = obj.headers
         # What came with another site's reply is not this site's to send.
         brought = headers.pop(_PEER_PROPS, None) if _PEER_PROPS in headers else None
         try:
-            encoded = host.codec.encode(obj, copy=self._options.copy_objects)
+            return self._host.codec.encode(obj, copy=self._options.copy_objects)
         finally:
             if brought is not None:
                 headers[_PEER_PROPS] = brought
-        gathering = self.gathering
+
+    def _launch(self, encoded: Encoded, timeout: float, final: bool) -> Flight:
+        host, gathering = self._host, self.gathering
         flight = gathering.launch(len(encoded.envelope) + encoded.total)
         self.in_flight += 1
         seq = flight.seq
@@ -348,8 +388,33 @@ class OutgoingStream:
 
     # --- what the links tell ---
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: StreamEvent) -> None:
         """Take one event of one of this stream's legs; never waits."""
+        if self._seal is None:
+            self._handle(event)
+        else:
+            self._handle_sealed(self._seal, event)
+
+    def _handle_sealed(self, seal: OpenerSeal, event: StreamEvent) -> None:
+        """Take an event once it is opened, after those that came before it."""
+        name = event.leg.opening.targets[0]
+        waiting = self._unopened.get(name)
+        if waiting is not None:
+            waiting.append(event)
+        elif type(event) is ReplyArrived and event.size > SMALL:
+            self._unopened[name] = deque((event,))
+            self._host.spawn(self._open_replies, seal, name, name=f"replies of {name} to stream {self.stream_id}")
+        else:
+            self._handle(seal.opened(event))
+
+    async def _open_replies(self, seal: OpenerSeal, name: str) -> None:
+        waiting = self._unopened[name]
+        while waiting:
+            event = waiting.popleft()
+            self._handle(await seal.open(event) if type(event) is ReplyArrived else seal.opened(event))
+        del self._unopened[name]
+
+    def _handle(self, event: StreamEvent) -> None:
         if type(event) is ReplyArrived:
             self._on_reply(event)
         elif type(event) is Ended:
@@ -443,8 +508,11 @@ class OutgoingStream:
 
     def _on_lost(self, event: Lost) -> None:
         name = event.leg.opening.targets[0]
-        self._legs.pop(name, None)
         event.leg.owner = None
+        leg = self._legs.pop(name, None)
+        if leg is not None and not leg.closed:  # what a sealed stream's site is said to have said was not its word
+            self._abort_leg(leg, ReturnCode.COMMUNICATION_ERROR, event.reason)
+            leg.close()
         rc = ReturnCode.COMMUNICATION_ERROR
         if name in self.gathering.active:
             self._leave(name, Standing.UNREACHABLE, rc, Outcome.LOST, event.reason)
@@ -487,13 +555,14 @@ class OutgoingStream:
             self.offers.clear()
         self._release_replies()  # those that are still to come may wait for their room
         for leg in self._legs.values():
-            leg.end(withdraw=withdraw)
+            word = b"" if self._seal is None else self._seal.words[leg.site].end(leg.sent, withdraw)
+            leg.end(withdraw=withdraw, word=word)
         self._unended = set(self._legs)
         await self._wait_for_ends()
         for name in list(self._legs):
             reason = f"did not acknowledge the end within {self._options.end_timeout} s"
             leg = self._legs.pop(name)
-            leg.abort(ReturnCode.TIMEOUT, self._host.name, reason)
+            self._abort_leg(leg, ReturnCode.TIMEOUT, reason)
             leg.close()
             self._leave(name, Standing.DROPPED, ReturnCode.TIMEOUT, Outcome.ABORTED, reason)
             self.gathering.end(name, ReturnCode.TIMEOUT, None, reason)
@@ -519,8 +588,15 @@ class OutgoingStream:
         self._rc_of_abort = rc
         self._unended = {name for name, leg in self._legs.items() if leg.attached and not leg.ended}
         for leg in self._legs.values():
-            leg.abort(rc, self._host.name, reason)
+            self._abort_leg(leg, rc, reason)
         self._changed.set()
+
+    def _abort_leg(self, leg: OpenerLeg, rc: str, reason: str) -> None:
+        if self._seal is None:
+            leg.abort(rc, self._host.name, reason)
+        else:
+            word = self._seal.words[leg.site].abort(Cause(rc, self._host.name, reason))
+            leg.abort(ReturnCode.TASK_ABORTED, self._host.name, "", word)
 
     async def settle_abort(self) -> None:
         """Wait, shielded and bounded, until every site has heard the ABORT; then forget the stream."""

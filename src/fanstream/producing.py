@@ -106,7 +106,11 @@ class ProducerRun:
             raise TypeError(f"produce returned an object of type {type(obj).__name__}, expected Shareable or None")
         if stream.aborted:
             await stream.stand_aborted()
-        stream.dispatch(obj, check_timeout(timeout, "timeout of produce"))
+        seconds = check_timeout(timeout, "timeout of produce")
+        if stream.sealed:
+            await stream.dispatch_sealed(obj, seconds)
+        else:
+            stream.dispatch(obj, seconds)
         return True
 
     async def _judge_one(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arguments import WILDCARD
+from .arguments import OWN, WILDCARD
 from .incoming import Handling
 
 
@@ -32,7 +32,12 @@ class Registry:
         return Registration(self, (channel, topic), handling)
 
     def find(self, channel: str, topic: str) -> Handling | None:
-        """Return what fits best: the very topic, any topic of the channel, or anything at all."""
+        """Return what fits best: the very topic, any topic of the channel, or anything at all.
+
+        Wildcards are the application's, and do not reach the engine's own channels.
+        """
+        if channel.startswith(OWN):
+            return self.table.get((channel, topic))
         for key in ((channel, topic), (channel, WILDCARD), (WILDCARD, WILDCARD)):
             found = self.table.get(key)
             if found is not None:

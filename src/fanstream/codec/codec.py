@@ -10,6 +10,7 @@ import msgspec
 from ..errors import CodecError
 from ..shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from . import tags
+from .ciphertext import Carrier
 from .decode import Reader, make_shareable
 from .encode import FREE_BUDGET, Writer
 from .faults import Fault
@@ -115,9 +116,10 @@ class Codec:
 
     Attributes:
         memory: what large arrays are received into.
+        carrier: takes the place of this one where objects are sealed, and decodes none of them.
     """
 
-    __slots__ = ("_flat_limit", "_inline", "_limits", "_types", "_uncounted", "memory")
+    __slots__ = ("_flat_limit", "_inline", "_limits", "_types", "_uncounted", "carrier", "memory")
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class Codec:
         self._limits = limits
         self._types = types
         self.memory = Memory(limits.idle_memory)
+        self.carrier = Carrier(self.memory)
         self._inline = limits.inline
         # No envelope holds more values than bytes.
         self._uncounted = min(_UNCOUNTED, limits.nodes, limits.envelope)

@@ -61,7 +61,8 @@ class Presence(msgspec.Struct, array_like=True, frozen=True):
 class Opening(msgspec.Struct, array_like=True, frozen=True):
     """OPEN's routing part: what a forwarder may read.
 
-    ``life`` is the opener's incarnation, ``resume`` how many milliseconds a broken way may take to come back.
+    ``life`` is the opener's incarnation, ``resume`` how many milliseconds a broken way may take to come back. ``sealed``
+    says that a forwarder can read no more than this.
     """
 
     stream: bytes
@@ -73,6 +74,7 @@ class Opening(msgspec.Struct, array_like=True, frozen=True):
     optional: bool = False
     life: bytes = b""
     resume: int = 0
+    sealed: bool = False
 
 
 class Resumption(msgspec.Struct, array_like=True, frozen=True):
@@ -96,17 +98,21 @@ class Position(msgspec.Struct, array_like=True, frozen=True):
 class Cause(msgspec.Struct, array_like=True, frozen=True):
     """ABORT, REFUSED, LOST and SUSPENDED: the return code, who caused it, and why.
 
-    ``life`` is the incarnation of a site that refuses a RESUME.
+    ``life`` is the incarnation of a site that refuses a RESUME; ``word`` is all the rest in a sealed stream, sealed.
     """
 
     rc: str
     who: str = ""
     reason: str = ""
     life: bytes = b""
+    word: bytes = b""
 
 
 class Ending(msgspec.Struct, array_like=True, frozen=True):
-    """ENDED: how the stream ended at this site; ``result`` is an encoded value, empty for None."""
+    """ENDED: how the stream ended at this site; ``result`` is an encoded value, empty for None.
+
+    In a sealed stream ``result`` is the sealed word that holds all of it.
+    """
 
     rc: str
     reason: str = ""

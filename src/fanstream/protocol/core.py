@@ -12,7 +12,7 @@ from . import bodies
 from .budget import ASIDE, Budget
 from .events import Event, Lost, Opened
 from .frames import MAX_ALIAS, NO_STREAM, PAYLOAD_SIZE, U32, Flag, FrameType, pack
-from .inbound import Decoder, Inbound, NoRoomError
+from .inbound import Decoders, Inbound, NoRoomError
 from .opener import OpenerLeg
 from .receiver import ReceiverLeg
 from .receiving import FrameReader
@@ -73,7 +73,7 @@ class Surroundings:
     """What all the links of one engine share."""
 
     settings: EngineSettings
-    decoder: Decoder
+    decoder: Decoders
     budget: Budget
     relays: RelayPool
     resets: Resets
@@ -83,7 +83,7 @@ class Surroundings:
 
     @classmethod
     def make(
-        cls, settings: EngineSettings, decoder: Decoder, route: Route, admit: Admit, keeper: Keeper
+        cls, settings: EngineSettings, decoder: Decoders, route: Route, admit: Admit, keeper: Keeper
     ) -> Surroundings:
         """Make the shared parts from an engine's settings."""
         limits = settings.limits
@@ -315,9 +315,10 @@ class LinkCore:
 
     def _equip(self, leg: OpenerLeg | ReceiverLeg) -> None:
         self.equip_anew(leg)
+        decoder = self._shared.decoder
         leg.inbound = Inbound(
             self.scheduler,
-            self._shared.decoder,
+            decoder.carrier if leg.opening.sealed else decoder,
             self._shared.budget,
             self._limits,
             alias=leg.alias,

@@ -102,26 +102,31 @@ class ObjectArrived(StreamEvent):
 
 
 class EndAnnounced(StreamEvent):
-    """The opener ends the stream after ``count`` objects; ``withdraw`` takes back those not yet consumed."""
+    """The opener ends the stream after ``count`` objects; ``withdraw`` takes back those not yet consumed.
 
-    __slots__ = ("count", "withdraw")
+    ``word``, here and below, is what proves it in a sealed stream.
+    """
 
-    def __init__(self, leg: ReceiverLeg, count: int, withdraw: bool) -> None:
+    __slots__ = ("count", "withdraw", "word")
+
+    def __init__(self, leg: ReceiverLeg, count: int, withdraw: bool, word: bytes = b"") -> None:
         self.leg = leg
         self.count = count
         self.withdraw = withdraw
+        self.word = word
 
 
 class Aborted(StreamEvent):
     """The opener aborted the stream."""
 
-    __slots__ = ("rc", "reason", "who")
+    __slots__ = ("rc", "reason", "who", "word")
 
-    def __init__(self, leg: ReceiverLeg, rc: str, who: str, reason: str) -> None:
+    def __init__(self, leg: ReceiverLeg, rc: str, who: str, reason: str, word: bytes = b"") -> None:
         self.leg = leg
         self.rc = rc
         self.who = who
         self.reason = reason
+        self.word = word
 
 
 class ReplyArrived(StreamEvent):
@@ -140,21 +145,23 @@ class ReplyArrived(StreamEvent):
 class Refused(StreamEvent):
     """A site, or the hub before it, does not take the stream."""
 
-    __slots__ = ("rc", "reason")
+    __slots__ = ("rc", "reason", "word")
 
-    def __init__(self, leg: OpenerLeg, rc: str, reason: str) -> None:
+    def __init__(self, leg: OpenerLeg, rc: str, reason: str, word: bytes = b"") -> None:
         self.leg = leg
         self.rc = rc
         self.reason = reason
+        self.word = word
 
 
 class EndingBegun(StreamEvent):
     """A site has heard an ABORT and is ending the stream."""
 
-    __slots__ = ()
+    __slots__ = ("word",)
 
-    def __init__(self, leg: OpenerLeg) -> None:
+    def __init__(self, leg: OpenerLeg, word: bytes = b"") -> None:
         self.leg = leg
+        self.word = word
 
 
 class Ended(StreamEvent):

@@ -31,6 +31,13 @@ class Decoder(Protocol):
     def begin(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
 
 
+class Decoders(Decoder, Protocol):
+    """What decodes objects, and what carries those that are sealed."""
+
+    @property
+    def carrier(self) -> Decoder: ...
+
+
 _AHEAD: Final = int(Flag.AHEAD)
 
 UNCHARGED: Final = 4 * 1024

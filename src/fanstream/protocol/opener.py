@@ -35,7 +35,7 @@ class OpenerLeg(Leg):
     """
 
     __slots__ = (
-        "_ahead", "_ahead_bytes", "_allowance", "_cause", "_end", "_ended", "_reopened", "aborted", "body", "life",
+        "_ahead", "_ahead_bytes", "_allowance", "_cause", "_end", "_ended", "_reopened", "_word", "aborted", "body", "life",
         "resuming", "sent", "site", "withdrawn",
     )  # fmt: skip
     SENDS = FrameType.OBJECT
@@ -50,6 +50,7 @@ class OpenerLeg(Leg):
         self.body = body
         self._ended: tuple[int, bodies.Ending] | None = None
         self._end: int | None = None  # the flags of END, once it was said
+        self._word = b""  # and its body
         self._cause = b""  # the body of ABORT, once it was said
         self._reopened = False
         self._allowance = 0  # bytes of unanswered objects that the site lets come ahead
@@ -113,17 +114,21 @@ class OpenerLeg(Leg):
         else:
             self._send(seq, payload, timeout_ms, final)
 
-    def end(self, *, withdraw: bool) -> None:
-        """Say that no object follows; *withdraw* takes back what has not been consumed."""
+    def end(self, *, withdraw: bool, word: bytes = b"") -> None:
+        """Say that no object follows; *withdraw* takes back what has not been consumed.
+
+        Here and below, *word* is what proves it in a sealed stream.
+        """
         self._require(LegState.OPEN, LegState.DRAINING)
         if withdraw:
             self.outbound.clear()
         self.withdrawn = withdraw
         self._enter(LegState.DRAINING)
         self._end = int(Flag.WITHDRAW) if withdraw else 0
-        self._control(FrameType.END, seq=self.sent, flags=self._end)
+        self._word = word
+        self._control(FrameType.END, seq=self.sent, flags=self._end, body=self._word)
 
-    def abort(self, rc: str, who: str, reason: str) -> None:
+    def abort(self, rc: str, who: str, reason: str, word: bytes = b"") -> None:
         """Abort the stream; nothing queued for it is sent any more.
 
         A site that cannot be told now will be, should the way come back in time.
@@ -133,7 +138,7 @@ class OpenerLeg(Leg):
         self.outbound.clear()
         self.inbound.clear()
         self.aborted = True
-        self._cause = bodies.encode(bodies.Cause(rc, who, reason))
+        self._cause = bodies.encode(bodies.Cause(rc, who, reason, word=word))
         self._enter(LegState.DRAINING)
         if self.attached or self.resuming:
             self._say_abort()
@@ -178,7 +183,7 @@ class OpenerLeg(Leg):
 
     def _begin_again(self, seq: int, buffer: int, offset: int) -> None:
         if self._end is not None:
-            self._control(FrameType.END, seq=self.sent, flags=self._end)
+            self._control(FrameType.END, seq=self.sent, flags=self._end, body=self._word)
         self._core.events.append(Resumed(self, seq, buffer, offset))
 
     def _on_not_resumed(self, flags: int, seq: int, body: memoryview) -> None:
@@ -254,7 +259,7 @@ class OpenerLeg(Leg):
             self._try_end()
 
     def _on_ending(self, flags: int, seq: int, body: memoryview) -> None:
-        self._core.events.append(EndingBegun(self))
+        self._core.events.append(EndingBegun(self, bytes(body)))
 
     def _on_ended(self, flags: int, seq: int, body: memoryview) -> None:
         # ENDED travels ahead of replies that wait for credit; its number says how many of them there are.
@@ -281,7 +286,7 @@ class OpenerLeg(Leg):
             self.lost(f"the stream cannot go on: {cause.reason}")
             return
         self._close()
-        self._core.events.append(Refused(self, cause.rc, cause.reason))
+        self._core.events.append(Refused(self, cause.rc, cause.reason, cause.word))
 
     TRANSITIONS: ClassVar[Transitions] = {
         LegState.OPEN: {

@@ -90,10 +90,10 @@ class ReceiverLeg(Leg):
         if more >= LEAST_ASIDE * inbound.largest and inbound.allow(LEAST_ASIDE * inbound.largest, more):
             self._control(FrameType.ALLOW, seq=inbound.aside)
 
-    def ending(self) -> None:
-        """Say that an ABORT was heard."""
+    def ending(self, word: bytes = b"") -> None:
+        """Say that an ABORT was heard; here and below, *word* is what proves it in a sealed stream."""
         self._require_unended()
-        self._control(FrameType.ENDING)
+        self._control(FrameType.ENDING, body=word)
 
     def ended(self, rc: str, reason: str, result: bytes) -> None:
         """Say how the stream ended here, after all the replies given; the leg lives until the opener has them."""
@@ -162,10 +162,10 @@ class ReceiverLeg(Leg):
         else:
             super()._suspend(reason)
 
-    def refuse(self, rc: str, reason: str) -> None:
+    def refuse(self, rc: str, reason: str, word: bytes = b"") -> None:
         """Turn the stream away before any of it was consumed; the leg lives until the opener knows."""
         self._require_unended()
-        self._ending = bodies.encode(bodies.Cause(rc, self._core.me.site, reason))
+        self._ending = bodies.encode(bodies.Cause(rc, self._core.me.site, reason, word=word))
         self._refused = True
         self._say_end()
         self.inbound.clear()
@@ -240,7 +240,7 @@ class ReceiverLeg(Leg):
             self.inbound.clear()
         if self.said_end:
             return
-        self._core.events.append(EndAnnounced(self, seq, withdraw))
+        self._core.events.append(EndAnnounced(self, seq, withdraw, bytes(body)))
 
     def _on_abort(self, flags: int, seq: int, body: memoryview) -> None:
         cause = bodies.decode(bodies.Cause, body)
@@ -252,7 +252,8 @@ class ReceiverLeg(Leg):
         self._enter(LegState.DRAINING)
         self._aborted = True
         self.inbound.clear()
-        self._core.events.append(Aborted(self, cause.rc or ReturnCode.TASK_ABORTED, cause.who, cause.reason))
+        rc = cause.rc or ReturnCode.TASK_ABORTED
+        self._core.events.append(Aborted(self, rc, cause.who, cause.reason, cause.word))
 
     def _on_done(self, flags: int, seq: int, body: memoryview) -> None:
         if not self.said_end:

@@ -31,6 +31,7 @@ from ..options import EngineSettings
 from .authority import PrivateKey
 from .files import read_checked
 from .identity import Identity, Role
+from .member import KitMember
 from .tls import FederationContext, make_context
 from .trust import Trust
 
@@ -157,6 +158,12 @@ class Kit:
     def context(self) -> FederationContext:
         """What TLS needs: to listen at a hub, to dial at a site. Another one after each change."""
         return self._loaded.context
+
+    @property
+    def member(self) -> KitMember:
+        """This site as sealed streams see it now."""
+        loaded = self._loaded
+        return KitMember(loaded.identity, loaded.certificate, loaded.key, lambda: self.trust)
 
     def changed(self) -> bool:
         """Whether a file has changed since it was loaded."""

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fanstream.errors import SecurityError
+from fanstream.security.sealed.chunks import Place
 from fanstream.security.sealed.prekeys import KeyRing, check_prekey
-from fanstream.security.sealed.sessions import OpenerSession, ReceiverSession
+from fanstream.security.sealed.sessions import OpenerSession, ReceiverSession, SealedObject
 from fanstream.security.sealed.suites import Suite, sign_with, suite_named
 
 NOW = 1_800_000_000
@@ -105,6 +106,13 @@ class Site:
         if site in self.denied:
             raise SecurityError(f"{site} is on the deny-list")
         return site
+
+
+def seal_with(session: Any, place: Place, envelope: bytes, buffers: Sequence[memoryview]) -> SealedObject:
+    """Seal an object, or the reply to one, into new memory."""
+    size = session.size_of(envelope, [len(buffer) for buffer in buffers])
+    sealed: SealedObject = session.seal(place, envelope, buffers, memoryview(bytearray(size)))
+    return sealed
 
 
 def make_sites(*names: str, root: Root | None = None) -> list[Site]:

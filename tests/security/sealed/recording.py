@@ -11,7 +11,7 @@ from typing import Any
 from fanstream.security.sealed.chunks import Place
 from fanstream.security.sealed.prekeys import check_prekey
 
-from .federation import CHALLENGE, NOW, Stream, seeded
+from .federation import CHALLENGE, NOW, Stream, seal_with, seeded
 
 SUITES = ("pq", "pq-sha256", "fips")
 VECTORS = Path(__file__).parents[1] / "vectors" / "sealed.json"
@@ -41,10 +41,10 @@ def record(suite: str, invitation: bytes | None = None) -> dict[str, Any]:
     made = stream.opener.invite("site-1", prekey)
     receiver = stream.accept(made if invitation is None else invitation)
     objects = [
-        stream.opener.seal(Place(seq), envelope, views(buffers), NOW)
+        seal_with(stream.opener, Place(seq), envelope, views(buffers))
         for seq, (envelope, buffers) in enumerate([*OBJECTS, LONG])
     ]
-    reply = receiver.seal_reply(Place(0, 0, 1), REPLY[0], views(REPLY[1]))
+    reply = seal_with(receiver, Place(0, 0, 1), REPLY[0], views(REPLY[1]))
     # The wrap alone has randomness of its own; the keys in it are those of every run.
     return {
         "prekey": answer.hex(),

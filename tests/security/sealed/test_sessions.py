@@ -11,9 +11,9 @@ from fanstream.errors import SealError, SecurityError
 from fanstream.security.sealed.chunks import SEGMENT_CHUNKS, TAG, Place
 from fanstream.security.sealed.messages import CHUNK, DAY, SKEW
 from fanstream.security.sealed.prekeys import KeyRing, check_prekey
-from fanstream.security.sealed.sessions import INLINE, MOST_OBJECTS, OpenerSession, _Sealer, fresh_memory
+from fanstream.security.sealed.sessions import INLINE, MOST_OBJECTS, OpenerSession, _Sealer
 
-from .federation import CHALLENGE, EPOCH, NOW, STREAM, Site, Stream, seeded
+from .federation import CHALLENGE, EPOCH, NOW, STREAM, Site, Stream, seal_with, seeded
 
 
 def unsealed(opening: Any) -> tuple[bytes, list[bytes]]:
@@ -45,35 +45,28 @@ def test_objects_and_replies_come_out_as_they_went_in(
     rng = random.Random(seed)
     buffers = [memoryview(rng.randbytes(size)) for size in sizes]
     place = Place(next(_seq), 0, status)
-    sealed = stream.opener.seal(place, envelope, buffers, NOW)
+    sealed = seal_with(stream.opener, place, envelope, buffers)
     expected = (envelope, [bytes(buffer) for buffer in buffers])
     assert unsealed(receiver.open_object(place, *sealed)) == expected
-    reply = receiver.seal_reply(place, envelope, buffers)
+    reply = seal_with(receiver, place, envelope, buffers)
     assert unsealed(stream.opener.open_reply("site-1", place, *reply)) == expected
 
 
 def test_an_object_is_sealed_once_for_all_sites_and_opens_at_each() -> None:
     names = [f"site-{number}" for number in range(8)]
     stream = Stream(*names)
-    taken: list[int] = []
-
-    def allocate(size: int) -> memoryview:
-        taken.append(size)
-        return fresh_memory(size)
-
     signed = stream.server.signed
-    sealed = stream.opener.seal(Place(0), b"e", [memoryview(bytes(5000))], NOW, allocate)
-    assert (len(taken), stream.server.signed - signed) == (1, 1)
+    sealed = seal_with(stream.opener, Place(0), b"e", [memoryview(bytes(5000))])
     for name in names:
         receiver = stream.accept(stream.invite(name), name)
         assert unsealed(receiver.open_object(Place(0), *sealed)) == (b"e", [bytes(5000)])
-    assert (len(taken), stream.server.signed - signed) == (1, 1)
+    assert (stream.opener._sealer.count, stream.server.signed - signed) == (1, 1)
 
 
 def test_small_ciphertext_travels_in_the_head() -> None:
     stream = Stream(chunk=CHUNK)
-    small = stream.opener.seal(Place(0), bytes(INLINE - TAG - 4), [], NOW)
-    large = stream.opener.seal(Place(1), bytes(INLINE - TAG - 3), [], NOW)
+    small = seal_with(stream.opener, Place(0), bytes(INLINE - TAG - 4), [])
+    large = seal_with(stream.opener, Place(1), bytes(INLINE - TAG - 3), [])
     assert (len(small.buffers), len(large.buffers)) == (0, 1)
 
 
@@ -81,7 +74,7 @@ def test_a_key_ends_after_a_segment() -> None:
     stream = Stream()
     receiver = stream.accept(stream.invite())
     data = memoryview(bytes(SEGMENT_CHUNKS * 1024))  # with the head's chunk, one more than a segment has
-    sealed = stream.opener.seal(Place(0), b"e", [data], NOW)
+    sealed = seal_with(stream.opener, Place(0), b"e", [data])
     assert unsealed(receiver.open_object(Place(0), *sealed)) == (b"e", [bytes(data)])
 
 
@@ -178,12 +171,12 @@ def test_the_context_is_the_openers_and_hidden() -> None:
 def test_a_site_that_has_restarted_gets_other_pair_keys_and_the_same_root() -> None:
     stream = Stream()
     first = stream.accept(stream.invite())
-    sealed = stream.opener.seal(Place(0), b"e", [], NOW)
+    sealed = seal_with(stream.opener, Place(0), b"e", [])
     stream.rings["site-1"] = KeyRing(stream.suite, seeded("anew"))
     second = stream.accept(stream.invite())
     for session in (first, second):
         assert unsealed(session.open_object(Place(0), *sealed)) == (b"e", [])
-    old, new = first.seal_reply(Place(0), b"r", []), second.seal_reply(Place(0), b"r", [])
+    old, new = seal_with(first, Place(0), b"r", []), seal_with(second, Place(0), b"r", [])
     assert unsealed(stream.opener.open_reply("site-1", Place(0), *new)) == (b"r", [])
     with pytest.raises(SealError):
         stream.opener.open_reply("site-1", Place(0), *old).head()
@@ -196,17 +189,17 @@ def test_a_member_with_the_content_key_cannot_forge_an_object() -> None:
     stream = Stream("site-1", "site-2")
     victim, liar = stream.accept(stream.invite("site-1")), stream.accept(stream.invite("site-2"), "site-2")
     # site-2 seals with the true keys, header and place; all it lacks is the opener's signature.
-    forged = _Sealer(liar._objects, stream.sites["site-2"].sign).seal(Place(0), b"forged", [], fresh_memory)
+    forged = seal_with(_Sealer(liar._objects, stream.sites["site-2"].sign), Place(0), b"forged", [])
     with pytest.raises(SealError, match="signature is not by"):
         victim.open_object(Place(0), *forged).head()
-    true = _Sealer(liar._objects, stream.server.sign).seal(Place(0), b"forged", [], fresh_memory)
+    true = seal_with(_Sealer(liar._objects, stream.server.sign), Place(0), b"forged", [])
     assert unsealed(victim.open_object(Place(0), *true)) == (b"forged", [])  # so only the signature was missing
 
 
 def test_sites_can_neither_read_nor_forge_each_others_replies() -> None:
     stream = Stream("site-1", "site-2")
     one, two = stream.accept(stream.invite("site-1")), stream.accept(stream.invite("site-2"), "site-2")
-    reply = one.seal_reply(Place(0), b"private", [])
+    reply = seal_with(one, Place(0), b"private", [])
     with pytest.raises(SealError):
         stream.opener.open_reply("site-2", Place(0), *reply).head()
     with pytest.raises(SealError):
@@ -217,8 +210,8 @@ def test_sites_can_neither_read_nor_forge_each_others_replies() -> None:
 def test_an_object_is_bound_to_its_place(other: Place) -> None:
     stream = Stream()
     receiver = stream.accept(stream.invite())
-    sealed = stream.opener.seal(Place(0), b"e", [memoryview(bytes(5000))], NOW)
-    reply = receiver.seal_reply(Place(0), b"e", [memoryview(bytes(5000))])
+    sealed = seal_with(stream.opener, Place(0), b"e", [memoryview(bytes(5000))])
+    reply = seal_with(receiver, Place(0), b"e", [memoryview(bytes(5000))])
     with pytest.raises(SealError):
         receiver.open_object(other, *sealed).head()
     with pytest.raises(SealError):
@@ -228,10 +221,10 @@ def test_an_object_is_bound_to_its_place(other: Place) -> None:
 def test_an_object_of_another_stream_is_refused() -> None:
     one, two = Stream(), Stream(stream=bytes(16), seed="another")
     receiver = one.accept(one.invite())
-    sealed = two.opener.seal(Place(0), b"e", [], NOW)
+    sealed = seal_with(two.opener, Place(0), b"e", [])
     with pytest.raises(SealError):
         receiver.open_object(Place(0), *sealed).head()
-    assert unsealed(receiver.open_object(Place(0), *one.opener.seal(Place(0), b"e", [], NOW))) == (b"e", [])
+    assert unsealed(receiver.open_object(Place(0), *seal_with(one.opener, Place(0), b"e", []))) == (b"e", [])
 
 
 # --- limits ---
@@ -240,24 +233,24 @@ def test_an_object_of_another_stream_is_refused() -> None:
 def test_no_place_is_sealed_twice() -> None:
     stream = Stream()
     receiver = stream.accept(stream.invite())
-    stream.opener.seal(Place(3), b"e", [], NOW)
+    seal_with(stream.opener, Place(3), b"e", [])
     for place in (Place(3), Place(2), Place(3, 0, 1)):
         with pytest.raises(SealError, match="sealed before"):
-            stream.opener.seal(place, b"other", [], NOW)
-    stream.opener.seal(Place(3, 1), b"again", [], NOW)
-    receiver.seal_reply(Place(0), b"r", [])
+            seal_with(stream.opener, place, b"other", [])
+    seal_with(stream.opener, Place(3, 1), b"again", [])
+    seal_with(receiver, Place(0), b"r", [])
     with pytest.raises(SealError, match="sealed before"):
-        receiver.seal_reply(Place(0), b"s", [])
+        seal_with(receiver, Place(0), b"s", [])
 
 
 def test_a_root_has_its_time_and_its_count() -> None:
     stream = Stream()
-    stream.opener.seal(Place(0), b"e", [], NOW + DAY - 1)
+    stream.opener.check(NOW + DAY - 1)
     with pytest.raises(SecurityError, match="open a new stream"):
-        stream.opener.seal(Place(1), b"e", [], NOW + DAY)
+        stream.opener.check(NOW + DAY)
     stream.opener._sealer.count = MOST_OBJECTS
     with pytest.raises(SecurityError, match=f"{MOST_OBJECTS} objects"):
-        stream.opener.seal(Place(1), b"e", [], NOW)
+        seal_with(stream.opener, Place(1), b"e", [])
 
 
 def test_targets_are_those_of_the_header() -> None:

@@ -17,7 +17,7 @@ from fanstream.security.sealed.chunks import TAG, Place
 from fanstream.security.sealed.messages import Sealing, decode
 from fanstream.security.sealed.sessions import SealedObject
 
-from .federation import NOW, Stream, seeded
+from .federation import Stream, seal_with, seeded
 
 CHUNK = 1024
 BULK = seeded("bulk")(60 * 1024)
@@ -31,9 +31,9 @@ class Session:
         self.stream = Stream("site-1", "site-2", suite=suite)
         self.invitation = self.stream.invite()
         self.receiver = self.stream.accept(self.invitation)
-        self.small = self.stream.opener.seal(Place(0), b"small", [], NOW)
-        self.bulk = self.stream.opener.seal(Place(1), b"bulk", [memoryview(BULK), memoryview(BULK[:6000])], NOW)
-        self.reply = self.receiver.seal_reply(Place(0), b"reply", [memoryview(BULK[:5000])])
+        self.small = seal_with(self.stream.opener, Place(0), b"small", [])
+        self.bulk = seal_with(self.stream.opener, Place(1), b"bulk", [memoryview(BULK), memoryview(BULK[:6000])])
+        self.reply = seal_with(self.receiver, Place(0), b"reply", [memoryview(BULK[:5000])])
 
     def open(self, which: str, sealed: SealedObject) -> None:
         """Open one of them whole, as its receiver does."""
@@ -145,7 +145,7 @@ def test_chunks_that_are_swapped_doubled_or_dropped_are_refused(session: Session
 def test_two_streams_cannot_be_spliced(session: Session) -> None:
     other = Session()
     other.stream = Stream("site-1", "site-2", stream=b"\xff" * 16, seed="another")
-    foreign = other.stream.opener.seal(Place(1), b"bulk", [memoryview(BULK), memoryview(BULK[:6000])], NOW)
+    foreign = seal_with(other.stream.opener, Place(1), b"bulk", [memoryview(BULK), memoryview(BULK[:6000])])
     (mine,), (theirs,) = session.bulk.buffers, foreign.buffers
     assert len(mine) == len(theirs)
     for cut in range(0, len(mine) + 1, CHUNK + TAG):
@@ -173,7 +173,7 @@ def test_nothing_is_decrypted_before_a_signature_covers_it() -> None:
     stream = Stream()
     receiver = stream.accept(stream.invite())
     whole = BULK + BULK[: 3 * CHUNK]  # with the head's chunk, the 64 of a span
-    envelope, (sealed,) = stream.opener.seal(Place(0), b"e", [memoryview(whole), memoryview(BULK[:5000])], NOW)
+    envelope, (sealed,) = seal_with(stream.opener, Place(0), b"e", [memoryview(whole), memoryview(BULK[:5000])])
     changed = bytearray(sealed)
     changed[-1] ^= 1
     opening = receiver.open_object(Place(0), envelope, (memoryview(changed),))

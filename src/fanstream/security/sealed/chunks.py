@@ -134,6 +134,11 @@ def describe(envelope: bytes, sizes: Sequence[int]) -> bytes:
     return b"".join([_COUNT.pack(len(sizes)), *map(_SIZE.pack, sizes), envelope])
 
 
+def head_size(envelope: bytes, sizes: Sequence[int]) -> int:
+    """Return the bytes of what ``describe`` makes."""
+    return _COUNT.size + _SIZE.size * len(sizes) + len(envelope)
+
+
 def seal(lane: Lane, place: Place, parts: Sequence[bytes | memoryview], out: memoryview, sign: Sign) -> list[bytes]:
     """Seal parts into *out*, which has ``lane.sealed_size`` bytes.
 

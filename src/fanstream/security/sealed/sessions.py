@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ...errors import SealError, SecurityError
-from .chunks import TAG, Check, Lane, Opening, Place, describe, seal
+from .chunks import TAG, Check, Lane, Opening, Place, describe, head_size, seal
 from .control import OPENER, SITE, Control
 from .messages import (
     CHUNK,
@@ -34,14 +34,6 @@ INLINE: Final = 4 * 1024
 _OPEN: Final = b"sealed-v1/open"
 _CONTEXT: Final = Place(0)
 
-Allocate = Callable[[int], memoryview]
-"""Returns as many writable bytes as it is asked for."""
-
-
-def fresh_memory(size: int) -> memoryview:
-    """Return *size* new bytes."""
-    return memoryview(bytearray(size))
-
 
 class SealedObject(NamedTuple):
     """What is sent of an object or a reply.
@@ -66,23 +58,27 @@ class _Sealer:
         self._last = (0, -1)
         self.count = 0
 
-    def seal(self, place: Place, envelope: bytes, buffers: Sequence[memoryview], allocate: Allocate) -> SealedObject:
+    def size_of(self, envelope: bytes, sizes: Sequence[int]) -> int:
+        """Return the bytes of ciphertext of an object."""
+        return self._lane.sealed_size([head_size(envelope, sizes), *sizes])
+
+    def seal(self, place: Place, envelope: bytes, buffers: Sequence[memoryview], out: memoryview) -> SealedObject:
         """Seal one object; a key is never used twice.
 
         Raises:
             SealError: an object of this place, or a later one, was sealed before.
+            SecurityError: the key has sealed as many objects as it may.
         """
+        if self.count >= MOST_OBJECTS:
+            raise SecurityError(f"the keys of this stream have sealed {self.count} objects: open a new stream")
         order = (place.attempt, place.seq)
         if order <= self._last:
             raise SealError(f"object {place.seq}, attempt {place.attempt} was sealed before, or a later one was")
         self._last = order
         self.count += 1
-        sizes = [len(buffer) for buffer in buffers]
-        head = describe(envelope, sizes)
-        size = self._lane.sealed_size([len(head), *sizes])
-        out = allocate(size)
+        head = describe(envelope, [len(buffer) for buffer in buffers])
         signatures = seal(self._lane, place, [head, *buffers], out, self._sign)
-        small = size <= INLINE
+        small = len(out) <= INLINE
         sealing = Sealing(place.attempt, len(head), signatures, bytes(out) if small else b"")
         return SealedObject(sealing.encode(), () if small else (out,))
 
@@ -163,7 +159,7 @@ class OpenerSession:
         self._root = root = random_bytes(KEY_SIZE)
         lane = _context_lane(root, stream, chunk)
         parts = [describe(context, ())]
-        sealed = fresh_memory(lane.sealed_size([len(parts[0])]))
+        sealed = memoryview(bytearray(lane.sealed_size([len(parts[0])])))
         seal(lane, _CONTEXT, parts, sealed, _no_signature)
         self._context = bytes(sealed)
         self.header = Header(
@@ -204,26 +200,27 @@ class OpenerSession:
         self._controls[site] = Control(pair, header.stream, lane.bound, OPENER)
         return Invitation(self._signed, prekey.key_id, wrapped, self._context).encode()
 
-    def seal(
-        self,
-        place: Place,
-        envelope: bytes,
-        buffers: Sequence[memoryview],
-        now: float,
-        allocate: Allocate = fresh_memory,
-    ) -> SealedObject:
-        """Seal one object, once for all sites.
+    def size_of(self, envelope: bytes, sizes: Sequence[int]) -> int:
+        """Return the bytes of ciphertext of an object with buffers of these sizes."""
+        return self._sealer.size_of(envelope, sizes)
+
+    def check(self, now: float) -> None:
+        """Check that the keys may still be used.
+
+        Raises:
+            SecurityError: they have had their time.
+        """
+        if now >= self.header.expires:
+            raise SecurityError(f"the keys of this stream were good until {self.header.expires}: open a new stream")
+
+    def seal(self, place: Place, envelope: bytes, buffers: Sequence[memoryview], out: memoryview) -> SealedObject:
+        """Seal one object, once for all sites, into *out*, which has ``size_of`` bytes.
 
         Raises:
             SealError: it was sealed before.
-            SecurityError: the root has had its time; a new stream has to be opened.
+            SecurityError: the keys have sealed as many objects as they may; a new stream has to be opened.
         """
-        if self._sealer.count >= MOST_OBJECTS or now >= self.header.expires:
-            raise SecurityError(
-                f"the keys of this stream have sealed {self._sealer.count} objects since {self.header.created}, limits "
-                f"{MOST_OBJECTS} and {DAY} s: open a new stream"
-            )
-        return self._sealer.seal(place, envelope, buffers, allocate)
+        return self._sealer.seal(place, envelope, buffers, out)
 
     def open_reply(
         self, site: str, place: Place, envelope: bytes | memoryview, buffers: Sequence[memoryview]
@@ -307,15 +304,17 @@ class ReceiverSession:
         """
         return _open(self._objects, place, envelope, buffers, self._verifier.check)
 
-    def seal_reply(
-        self, place: Place, envelope: bytes, buffers: Sequence[memoryview], allocate: Allocate = fresh_memory
-    ) -> SealedObject:
-        """Seal the reply to one object, for the opener alone.
+    def size_of(self, envelope: bytes, sizes: Sequence[int]) -> int:
+        """Return the bytes of ciphertext of a reply with buffers of these sizes."""
+        return self._sealer.size_of(envelope, sizes)
+
+    def seal(self, place: Place, envelope: bytes, buffers: Sequence[memoryview], out: memoryview) -> SealedObject:
+        """Seal the reply to one object, for the opener alone, into *out*, which has ``size_of`` bytes.
 
         Raises:
-            SealError: it was sealed before.
+            SealError, SecurityError: as from ``OpenerSession.seal``.
         """
-        return self._sealer.seal(place, envelope, buffers, allocate)
+        return self._sealer.seal(place, envelope, buffers, out)
 
 
 def _check_header(header: Header, invitation: Invitation, me: Member, suite: Suite, now: float) -> None:
