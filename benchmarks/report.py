@@ -41,6 +41,7 @@ SUITE: Final[tuple[tuple[str, ...], ...]] = (
     ("large_objects",),
     ("large_objects", "--transport", "unix", "--sites", "1", "4", "--loop", "uvloop"),
     ("tls",),
+    ("sealed_fan_out",),
     ("peers_bulk",),
     ("peers_small",),
 )

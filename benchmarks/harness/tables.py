@@ -33,6 +33,7 @@ HEADINGS: Final = {
     "object_mib": "object, MiB",
     "objects_per_stream": "objects of one stream",
     "of_fewest_sites": "of the fewest sites'",
+    "of_plain": "by the same, not sealed, same rounds",
     "of_primitives": "sealing by the primitives, same rounds",
     "of_raw": "by the raw socket, same rounds",
     "open_gb_per_s": "open, GB/s",

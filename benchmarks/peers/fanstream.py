@@ -1,10 +1,12 @@
 """fanstream: ``stream_objects`` with a producer, and a consumer at each site; nothing that users do not have.
 
-Settings: all defaults. The consumer lets go of each object when it returns, and its reply is a return code.
+Settings: all defaults; sealed where an environment variable names a suite. The consumer lets go of each object when it
+returns, and its reply is a return code.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +17,7 @@ import numpy as np
 
 from fanstream import (
     ConsumerFactory,
+    EngineSettings,
     FLContext,
     ObjectConsumer,
     ObjectProducer,
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 LOOP: Final = "uvloop"
 CHANNEL, TOPIC = "bench", "data"
+# A suite of ``EngineSettings``; empty for streams that are not sealed.
+SUITE: Final = os.environ.get("FANSTREAM_BENCH_SUITE", "")
 # Far beyond what any object takes: a deadline that passes is a failure, not a figure.
 TIMEOUT: Final = 120.0
 
@@ -89,7 +94,9 @@ async def stream(engine: StreamEngine, names: list[str], producer: ObjectProduce
         RuntimeError: a site's reply is missing or not OK.
     """
     options = StreamOptions(window=window)
-    result = await engine.stream_objects(CHANNEL, TOPIC, {}, names, producer, engine.new_context(), options=options)
+    result = await engine.stream_objects(
+        CHANNEL, TOPIC, {}, names, producer, engine.new_context(), secure=bool(SUITE), options=options
+    )
     if not result.complete:
         raise RuntimeError(f"the stream ended {result.rc}: {result.sites}")
 
@@ -125,23 +132,30 @@ def site_name(index: int) -> str:
     return f"site-{index + 1}"
 
 
-def load_kit(name: str) -> Kit:
-    """Load a kit; over other transports nothing of it is imported."""
+def identity(name: str, transport: str) -> Kit | None:
+    """Load the kit that TLS and sealed streams need; otherwise nothing of it is imported."""
+    if transport != "tls" and not SUITE:
+        return None
     from fanstream.security import Kit
 
     return Kit.load(kit(name))
+
+
+def settings() -> EngineSettings:
+    """The defaults, but for the suite."""
+    return EngineSettings.model_validate({"suite": SUITE or None})
 
 
 @asynccontextmanager
 async def opener(sites: int, transport: str) -> AsyncIterator[Opener]:
     """Run the engine that sends."""
     async with AsyncExitStack() as stack:
-        address, identity = f"{transport}://127.0.0.1:0", None
+        address = f"{transport}://127.0.0.1:0"
         if transport == "unix":
             address = f"unix://{Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'fanstream'}"
-        elif transport == "tls":
-            identity = load_kit("server")
-        engine = await stack.enter_async_context(StreamEngine("server", listen=address, identity=identity))
+        engine = await stack.enter_async_context(
+            StreamEngine("server", listen=address, settings=settings(), identity=identity("server", transport))
+        )
         yield EngineOpener(engine, sites)
 
 
@@ -149,8 +163,8 @@ async def opener(sites: int, transport: str) -> AsyncIterator[Opener]:
 async def site(address: str, index: int) -> AsyncIterator[None]:
     """Run an engine that receives."""
     name = site_name(index)
-    identity = load_kit(name) if address.startswith("tls") else None
-    async with StreamEngine(name, connect=address, identity=identity) as engine:
+    kit_of_site = identity(name, address.partition(":")[0])
+    async with StreamEngine(name, connect=address, settings=settings(), identity=kit_of_site) as engine:
         engine.register_stream_processing(CHANNEL, TOPIC, Takers())
         await engine.wait_for_sites(["server"])
         yield
