@@ -18,7 +18,7 @@ MODULES = {path.stem for path in (ROOT / "tests" / "threats").glob("test_t*.py")
 OTHERS = {
     path.relative_to(ROOT / "tests").with_suffix("").as_posix()
     for folder in ("security", "transports")
-    for path in (ROOT / "tests" / folder).glob("test_*.py")
+    for path in (ROOT / "tests" / folder).rglob("test_*.py")
 }
 
 

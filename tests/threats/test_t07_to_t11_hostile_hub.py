@@ -1,4 +1,7 @@
-"""A hub that forwards sealed streams and lies: it may lose them, and is believed in nothing else."""
+"""T7 to T11: a hub that forwards sealed streams and lies may lose them, and is believed in nothing else.
+
+What a lying member can do is tried without engines, in ``tests/security/sealed``.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,19 @@ from fanstream import ReturnCode, Shareable, StreamEngine, StreamOptions, Stream
 from fanstream.errors import SecurityError
 from fanstream.protocol import bodies
 from fanstream.protocol.frames import Flag, FrameType
-from fanstream.testing import FaultyNetwork, Frame
+from fanstream.testing import FaultyNetwork, Frame, asyncio_backend
 from tests.federation import Federation, Keeper, Numbers, on_memory
 from tests.security.kits import identities
 from tests.security.test_secure_streams import SETTINGS, secured
 
-pytestmark = [pytest.mark.anyio, on_memory]
+pytestmark = pytest.mark.anyio
+# One backend is enough for what differs in frames alone.
+on_asyncio = pytest.mark.parametrize(
+    ("anyio_backend", "transport"),
+    [pytest.param(asyncio_backend(), "memory", id="asyncio-memory")],
+    indirect=["anyio_backend"],
+    scope="module",
+)
 
 OBJECTS = 6
 Rewrite = Callable[[Frame], Iterable[Frame]]
@@ -151,6 +161,7 @@ TO_OPENER = {
 }
 
 
+@on_asyncio
 @pytest.mark.parametrize("number", [0, 1, 3, 4, 6, 9])
 @pytest.mark.parametrize("change", TO_SITE)
 async def test_frames_to_a_site_that_are_changed(transport: str, change: str, number: int) -> None:
@@ -164,6 +175,7 @@ async def test_frames_to_a_site_that_are_changed(transport: str, change: str, nu
         check_honest(*outcome)
 
 
+@on_asyncio
 @pytest.mark.parametrize("number", [0, 1, 3, 4, 6, 8])
 @pytest.mark.parametrize("change", TO_OPENER)
 async def test_frames_to_an_opener_that_are_changed(transport: str, change: str, number: int) -> None:
@@ -186,6 +198,7 @@ def at_reply(seq: int, change: Callable[[Frame], list[Frame]]) -> Rewrite:
     return lambda frame: change(frame) if (frame.kind, frame.seq) == (FrameType.REPLY, seq) else [frame]
 
 
+@on_memory
 @pytest.mark.parametrize("lie", ["abort", "withdraw", "end early", "flip last"])
 async def test_a_site_takes_a_lie_for_the_loss_of_the_stream(transport: str, lie: str) -> None:
     result, keeper, _ = await through_liar(transport, to_site=at_object(2, TO_SITE[lie]))
@@ -194,6 +207,7 @@ async def test_a_site_takes_a_lie_for_the_loss_of_the_stream(transport: str, lie
     assert result.sites["site-2"].rc == ReturnCode.COMMUNICATION_ERROR
 
 
+@on_memory
 @pytest.mark.parametrize("lie", ["ended", "refused", "skipped", "flip last"])
 async def test_an_opener_takes_a_lie_for_the_loss_of_the_site(transport: str, lie: str) -> None:
     result, _, producer = await through_liar(transport, to_opener=at_reply(2, TO_OPENER[lie]))
@@ -202,6 +216,7 @@ async def test_an_opener_takes_a_lie_for_the_loss_of_the_site(transport: str, li
     assert result.outcomes["replied"] == 2
 
 
+@on_memory
 async def test_two_streams_cannot_be_spliced(transport: str) -> None:
     """Objects of two streams of one opener to one site change places: neither is taken for the other's."""
     kept: list[Frame] = []
@@ -227,6 +242,7 @@ async def test_two_streams_cannot_be_spliced(transport: str) -> None:
     assert keeper.rcs == [ReturnCode.COMMUNICATION_ERROR] * 2
 
 
+@on_memory
 @pytest.mark.parametrize("restarted", [False, True], ids=["same life", "restarted"])
 async def test_a_recorded_stream_is_refused(transport: str, restarted: bool) -> None:
     """The hub keeps a whole stream, and plays it in place of the next one."""
