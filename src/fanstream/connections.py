@@ -185,11 +185,6 @@ class Connections:
     def __len__(self) -> int:
         return len(self._links)
 
-    @property
-    def life(self) -> bytes:
-        """This engine's incarnation: 16 random bytes."""
-        return self._hello.incarnation
-
     def names(self) -> set[str]:
         """Return the sites that can be reached now."""
         return self._sites.names() | self._local_names()

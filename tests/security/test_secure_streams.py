@@ -10,7 +10,16 @@ import anyio
 import numpy as np
 import pytest
 
-from fanstream import EngineSettings, FLContext, ReturnCode, Shareable, StreamContext, StreamEngine, make_reply
+from fanstream import (
+    EngineSettings,
+    FLContext,
+    ReturnCode,
+    Shareable,
+    StreamContext,
+    StreamEngine,
+    StreamOptions,
+    make_reply,
+)
 from fanstream.errors import SecurityError
 from tests.federation import Federation, Keeper, Numbers, everywhere, federation, hubs, on_memory
 from tests.security.kits import identities
@@ -88,8 +97,6 @@ async def test_a_hub_needs_no_identity(transport: str) -> None:
 @everywhere
 @pytest.mark.parametrize("window", [1, 8])
 async def test_producers_and_consumers_do_not_notice(transport: str, window: int) -> None:
-    from fanstream import StreamOptions
-
     async with secured(transport, 2) as fed:
         keepers = [Keeper().register(site) for site in fed.sites.values()]
         producer = Numbers(20)
@@ -163,6 +170,36 @@ async def test_end_results_travel_sealed(transport: str) -> None:
         Telling().register(fed.sites["site-1"])
         result = await fed.stream(Numbers(1), secure=True)
         assert result.sites["site-1"].end_result == {"secret": CANARY}
+
+
+@on_memory
+@pytest.mark.parametrize("cut_at", [0.15, 0.25, 0.35])
+async def test_a_sealed_stream_outlives_its_links(transport: str, cut_at: float) -> None:
+    from fanstream.testing import FaultyNetwork
+
+    async def slowly(n: int) -> Any:
+        await anyio.sleep(0.1)
+
+    with FaultyNetwork() as network:
+        async with secured(transport, 2) as fed:
+            keeper = Keeper(slowly).register(fed.sites["site-2"])
+            producer = Numbers(8, timeout=60.0)
+            async with anyio.create_task_group() as tg:
+
+                async def run() -> None:
+                    options = StreamOptions(window=3)
+                    result = await fed.stream(
+                        producer, ["site-2"], opener=fed.sites["site-1"], secure=True, options=options
+                    )
+                    assert result.complete
+
+                tg.start_soon(run)
+                for name in ("site-1", "site-2", "site-1"):
+                    await anyio.sleep(cut_at)
+                    network.link(name).cut()
+            assert keeper.seen == list(range(8))
+            assert producer.rcs("site-2") == [ReturnCode.OK] * 8
+            assert keeper.rcs == [ReturnCode.OK]
 
 
 # --- who cannot is refused, and nothing is sent ---

@@ -61,8 +61,8 @@ class Presence(msgspec.Struct, array_like=True, frozen=True):
 class Opening(msgspec.Struct, array_like=True, frozen=True):
     """OPEN's routing part: what a forwarder may read.
 
-    ``life`` is the opener's incarnation, ``resume`` how many milliseconds a broken way may take to come back. ``sealed``
-    says that a forwarder can read no more than this.
+    ``life`` is the opener's incarnation, ``resume`` how many milliseconds a broken way may take to come back, and
+    ``sealed`` says that a forwarder can read no more than this.
     """
 
     stream: bytes

@@ -437,8 +437,10 @@ class LinkCore:
         crowded = isinstance(error, NoRoomError)
         rc = ReturnCode.SERVICE_UNAVAILABLE if crowded else ReturnCode.BAD_REQUEST_DATA
         if isinstance(leg, OpenerLeg) and (crowded or leg.site != self.peer):
+            owner = leg.owner
             leg.abort(rc, self.me.site, str(error))
             leg.close()
+            leg.owner = owner  # it is to hear of this, also where the leg lives on to say ABORT again
             self.events.append(Lost(leg, str(error)))
         elif isinstance(leg, ReceiverLeg) and (crowded or leg.opener != self.peer):
             leg.reject(rc, str(error))

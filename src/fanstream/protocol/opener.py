@@ -35,8 +35,8 @@ class OpenerLeg(Leg):
     """
 
     __slots__ = (
-        "_ahead", "_ahead_bytes", "_allowance", "_cause", "_end", "_ended", "_reopened", "_word", "aborted", "body", "life",
-        "resuming", "sent", "site", "withdrawn",
+        "_ahead", "_ahead_bytes", "_allowance", "_cause", "_end", "_ended", "_reopened", "_word", "aborted", "body",
+        "life", "resuming", "sent", "site", "withdrawn",
     )  # fmt: skip
     SENDS = FrameType.OBJECT
 
