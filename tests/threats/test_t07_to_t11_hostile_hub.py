@@ -150,6 +150,8 @@ TO_SITE = {
     "withdraw": instead(FrameType.END, b"", 2, Flag.WITHDRAW),
     "abort": instead(FrameType.ABORT, CAUSE),
     "lost": instead(FrameType.LOST, CAUSE),
+    "suspended": instead(FrameType.SUSPENDED, CAUSE),
+    "done": instead(FrameType.DONE, b""),
 }
 TO_OPENER = {
     **CHANGES,
@@ -158,6 +160,7 @@ TO_OPENER = {
     "refused": instead(FrameType.REFUSED, CAUSE),
     "skipped": instead(FrameType.REFUSED, bodies.encode(bodies.Cause(ReturnCode.TOPIC_UNKNOWN, "site-2", ""))),
     "lost": instead(FrameType.LOST, CAUSE),
+    "suspended": instead(FrameType.SUSPENDED, CAUSE),
 }
 
 
