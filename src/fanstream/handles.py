@@ -89,9 +89,8 @@ class OpenStream:
         async with self._turn:
             if not await self._stream.room():
                 return None
-            if self._stream.sealed:
-                return await self._stream.dispatch_sealed(obj, seconds)
-            return self._stream.dispatch(obj, seconds)
+            stream = self._stream
+            return stream.dispatch(await stream.seal(obj) if stream.sealed else obj, seconds)
 
     async def released(self, seq: int) -> None:
         """Wait until the engine no longer needs the buffers of an object.

@@ -259,25 +259,11 @@ class OutgoingStream:
 
     @property
     def sealed(self) -> bool:
-        """Whether objects are sent with ``dispatch_sealed``."""
+        """Whether objects have to be sealed before they are dispatched."""
         return self._seal is not None
 
-    def dispatch(self, obj: Shareable, timeout: float, *, final: bool = False) -> Flight:
-        """Encode an object once and send it to every active site; never waits.
-
-        Args:
-            obj: the object.
-            timeout: how long each site may take, in seconds.
-            final: no object follows.
-
-        Raises:
-            CodecError: the object cannot be sent.
-            ClosedError: the stream has ended.
-        """
-        return self._launch(self._encode(obj), timeout, final)
-
-    async def dispatch_sealed(self, obj: Shareable, timeout: float) -> Flight:  # noqa: ASYNC109 - the object's
-        """Encode and seal an object once, and send it to every active site; one at a time.
+    async def seal(self, obj: Shareable) -> Encoded:
+        """Encode and seal the next object, once for all sites; ``dispatch`` sends it.
 
         Raises:
             SecurityError: the stream's keys have had their time.
@@ -286,11 +272,9 @@ class OutgoingStream:
         assert self._seal is not None
         sealed = await self._seal.seal(self.gathering.objects, self._encode(obj), final=False)
         await self.stand_aborted()  # which may have come meanwhile
-        return self._launch(sealed, timeout, False)
+        return sealed
 
     def _encode(self, obj: Shareable) -> Encoded:
-        if self._ending or self._aborted:
-            raise ClosedError(f"stream {self.stream_id} has ended")
         headers = obj.headers
         # What came with another site's reply is not this site's to send.
         brought = headers.pop(_PEER_PROPS, None) if _PEER_PROPS in headers else None
@@ -300,7 +284,21 @@ class OutgoingStream:
             if brought is not None:
                 headers[_PEER_PROPS] = brought
 
-    def _launch(self, encoded: Encoded, timeout: float, final: bool) -> Flight:
+    def dispatch(self, obj: Shareable | Encoded, timeout: float, *, final: bool = False) -> Flight:
+        """Encode an object once and send it to every active site; never waits.
+
+        Args:
+            obj: the object; what ``seal`` has made of it, in a sealed stream.
+            timeout: how long each site may take, in seconds.
+            final: no object follows.
+
+        Raises:
+            CodecError: the object cannot be sent.
+            ClosedError: the stream has ended.
+        """
+        if self._ending or self._aborted:
+            raise ClosedError(f"stream {self.stream_id} has ended")
+        encoded = obj if isinstance(obj, Encoded) else self._encode(obj)
         host, gathering = self._host, self.gathering
         flight = gathering.launch(len(encoded.envelope) + encoded.total)
         self.in_flight += 1
@@ -390,10 +388,12 @@ class OutgoingStream:
 
     def handle(self, event: StreamEvent) -> None:
         """Take one event of one of this stream's legs; never waits."""
-        if self._seal is None:
-            self._handle(event)
-        else:
+        if self._seal is not None:
             self._handle_sealed(self._seal, event)
+        elif type(event) is ReplyArrived:
+            self._on_reply(event)
+        else:
+            self._handle(event)
 
     def _handle_sealed(self, seal: OpenerSeal, event: StreamEvent) -> None:
         """Take an event once it is opened, after those that came before it."""

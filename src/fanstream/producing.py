@@ -107,10 +107,7 @@ class ProducerRun:
         if stream.aborted:
             await stream.stand_aborted()
         seconds = check_timeout(timeout, "timeout of produce")
-        if stream.sealed:
-            await stream.dispatch_sealed(obj, seconds)
-        else:
-            stream.dispatch(obj, seconds)
+        stream.dispatch(await stream.seal(obj) if stream.sealed else obj, seconds)
         return True
 
     async def _judge_one(self) -> bool:
