@@ -79,6 +79,7 @@ async def test_nothing_is_lost_or_doubled_however_often_links_break(transport: s
             for one in checked:
                 assert (one.seen, one.wrong) == (list(range(40)), [])
             assert result.complete, result
+            assert min(site.resumed for site in result.sites.values()) > 2
             assert all(replies[name]["w"][0] == n for n, replies in enumerate(producer.replies) for name in fed.sites)
 
 

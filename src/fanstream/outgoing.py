@@ -433,6 +433,7 @@ class OutgoingStream:
     def _on_resumed(self, event: Resumed) -> None:
         """A site's way has come back: send it again what it does not have."""
         leg = event.leg
+        self.gathering.sites[leg.site].resumed += 1
         self._changed.set()
         if leg.withdrawn:
             return
@@ -697,4 +698,4 @@ def _truthy(value: Any) -> bool:
 
 def _site_result(site: SiteLedger) -> SiteResult:
     counts = {str(outcome): number for outcome, number in site.counts.items()}
-    return SiteResult(site.rc, site.end_result, counts, site.late, site.reason)
+    return SiteResult(site.rc, site.end_result, counts, site.late, site.reason, site.resumed)

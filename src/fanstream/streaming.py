@@ -118,6 +118,7 @@ class SiteResult:
         end_result: what the site's ``stream_done_cb`` returned.
         outcomes: kind of outcome to number of objects; only kinds that occurred.
         late: replies that came after their object's deadline.
+        resumed: how often the way to the site was broken and came back.
         reason: what the site, or the engine, said about an end that is not OK.
     """
 
@@ -126,6 +127,7 @@ class SiteResult:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     late: int = 0
     reason: str = ""
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

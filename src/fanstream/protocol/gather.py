@@ -59,6 +59,7 @@ class SiteLedger:
         "name",
         "rc",
         "reason",
+        "resumed",
         "sent",
         "standing",
     )
@@ -71,6 +72,7 @@ class SiteLedger:
         self.answered = 0
         self.misses = 0
         self.late = 0
+        self.resumed = 0
         self.rc: str = ReturnCode.OK
         self.reason = ""
         self.end_result: Any = None

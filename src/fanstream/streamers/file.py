@@ -347,7 +347,7 @@ def register_files(
     directory: str | os.PathLike[str],
     on_file: Callable[..., Any] | None = None,
     *,
-    max_size: int = 16 * GIB,
+    max_size: int = 64 * GIB,
 ) -> Registration:
     """Receive files into a directory, each under a random name and readable by its owner alone.
 

@@ -36,6 +36,9 @@ _ACCEPTS: Final = 32
 _BACKLOG: Final = 1024
 _ACCEPT_PAUSE: Final = 0.5  # seconds, when nothing can be accepted: the process may be out of file descriptors
 _DEAD_AFTER: Final = 15_000  # milliseconds of unacknowledged data, as for a silent link
+_UNSENT: Final = 128 * 1024
+# Bytes that the kernel takes beyond what it can send now: a control frame waits behind no more of them. Over loopback
+# 512 KiB is slower for objects of 1 MiB, and no limit at all is slower still; see docs/explanation/performance.md.
 _CREDENTIALS: Final = struct.Struct("iII")  # unix(7): process, user, group
 
 
@@ -168,6 +171,8 @@ def _prepare(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
     else:
         # TCP's buffers tune themselves; those of Unix sockets hold 208 KiB, which costs a turn of the loop each time.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER)
