@@ -358,6 +358,24 @@ def test_a_stream_that_a_site_had_and_gave_up_is_lost_and_not_opened_again() -> 
     assert stream.pair[0].events[1] == Lost(stream.sender, "the stream cannot go on: was opened before")
 
 
+def test_a_stream_of_which_something_was_heard_is_never_opened_again() -> None:
+    stream = Stream().opened()
+    stream.send(0, n=0)
+    stream.carry()
+    assert stream.seqs(ObjectArrived) == [0]
+    stream.receiver.reply(0, encoded())
+    stream.carry()
+    assert stream.seqs(ReplyArrived) == [0]
+    stream.cut()
+    stream.receiver.expire("over")  # the site does not know the stream any more, and would take it for a new one
+    for side in stream.pair:
+        side.events.clear()
+    stream.again()
+    pump(stream.pair)
+    assert stream.pair[0].events == [Lost(stream.sender, "the stream cannot go on: site-1 does not have this stream")]
+    assert stream.pair[1].events == []
+
+
 def test_what_has_no_resume_window_is_lost_at_once() -> None:
     left, right = pair = linked()
     leg = left.core.open(opening(), 0, b"")
