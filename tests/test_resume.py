@@ -323,6 +323,42 @@ async def test_it_may_break_at_every_byte(transport: str, direction: str) -> Non
 
 
 @on_memory
+async def test_suspended_streams_count_against_their_openers_limit(transport: str) -> None:
+    settings = EngineSettings(limits=Limits(streams=5), retry_max=0.1)
+    with FaultyNetwork(delayed(0.01)) as network:
+        async with federation(transport, 1, settings=settings) as fed:
+            keeper = Keeper()
+
+            async def block(_n: int) -> None:
+                await keeper.block()
+
+            keeper.do = block
+            keeper.register(fed.server)
+            site = fed.sites["site-1"]
+            codes: list[str] = []
+
+            async def stream() -> None:
+                result = await fed.stream(
+                    Numbers(1, timeout=300), ["server"], opener=site, options=StreamOptions(connect_grace=5)
+                )
+                codes.append(result.sites["server"].rc)
+
+            async with anyio.create_task_group() as tg:
+                for _ in range(4):
+                    tg.start_soon(stream)
+                while len(keeper.seen) < 4:  # noqa: ASYNC110 - no event of its own
+                    await anyio.sleep(0.01)
+                for _ in range(3):
+                    network.link("site-1").cut()
+                    await site.wait_for_sites(["server"])
+                    tg.start_soon(stream)
+                    await anyio.sleep(1)
+                assert codes == ["SERVICE_UNAVAILABLE"] * 2
+                site.run_abort_signal.trigger("enough")
+            assert fed.server._links._resuming.count("site-1") == 0
+
+
+@on_memory
 async def test_another_life_of_the_opener_ends_its_old_streams_at_once(transport: str) -> None:
     listen = "memory://opener-hub"
     with FaultyNetwork(delayed(0.05)) as network:

@@ -43,6 +43,7 @@ class Resuming:
         self._find = find
         self._wanted = wanted
         self._incoming: dict[tuple[str, bytes], ReceiverLeg] = {}
+        self._counts: dict[str, int] = {}  # of them, by opener
         self._leases: dict[AnyEnd, Deadline] = {}
 
     def __len__(self) -> int:
@@ -63,10 +64,15 @@ class Resuming:
     def opened(self, leg: ReceiverLeg) -> None:
         """A stream was opened at this site."""
         self._incoming[leg.opener, leg.opening.stream] = leg
+        self._counts[leg.opener] = self._counts.get(leg.opener, 0) + 1
 
     def find(self, opener: str, stream: bytes) -> ReceiverLeg | None:
         """Return this site's end of a stream, if there is one."""
         return self._incoming.get((opener, stream))
+
+    def count(self, opener: str) -> int:
+        """Return how many ends of streams of *opener* this site has, suspended and ended ones included."""
+        return self._counts.get(opener, 0)
 
     def suspended(self, leg: AnyEnd) -> None:
         """The way of a stream is broken: it has its resume window to come back; that of an earlier call goes on."""
@@ -87,8 +93,10 @@ class Resuming:
 
     def closed(self, leg: AnyEnd) -> None:
         """A leg is of no more use."""
-        if isinstance(leg, ReceiverLeg):
-            self._incoming.pop((leg.opener, leg.opening.stream), None)
+        if isinstance(leg, ReceiverLeg) and self._incoming.pop((leg.opener, leg.opening.stream), None) is not None:
+            left = self._counts.pop(leg.opener) - 1
+            if left:
+                self._counts[leg.opener] = left
         self._end_lease(leg)
 
     # What the engine tells.

@@ -43,6 +43,9 @@ class Legs:
     def find(self, opener: str, stream: bytes) -> ReceiverLeg | None:
         return self.incoming.get((opener, stream))
 
+    def count(self, opener: str) -> int:
+        return sum(leg.opener == opener for leg in self.incoming.values())
+
     def suspended(self, leg: OpenerLeg | ReceiverLeg) -> None:
         if leg not in self.waiting:
             self.waiting.append(leg)

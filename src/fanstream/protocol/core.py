@@ -55,6 +55,9 @@ class Keeper(Protocol):
     def find(self, opener: str, stream: bytes) -> ReceiverLeg | None:
         """Return this site's end of a stream, if there is one."""
 
+    def count(self, opener: str) -> int:
+        """Return how many ends of streams of *opener* this site has, suspended and ended ones included."""
+
     def suspended(self, leg: OpenerLeg | ReceiverLeg) -> None:
         """The way of a stream is broken: it has its resume window to come back; that of an earlier call goes on."""
 
@@ -486,7 +489,9 @@ class LinkCore:
                 f"RESUME of a stream with an id of {len(resumption.stream)} bytes, target {target} of "
                 f"{len(resumption.targets)}"
             )
-        where = self._way(resumption.opener, resumption.targets[target])
+        where = self._shared.route(self, resumption.opener, resumption.targets[target])
+        if where is not None:  # a route is a stream anew
+            where = self._way(resumption.opener, resumption.targets[target])
         if isinstance(where, LinkCore):
             self._forward(alias, target, resumption, where, FrameType.RESUME, seq, body)
             return
@@ -499,10 +504,14 @@ class LinkCore:
         self._count_stream(leg.opener)
 
     def _way(self, opener: str, target: str) -> LinkCore | Refusal | None:
-        """Say where a stream goes, unless its opener has too many."""
+        """Say where a new stream goes, unless its opener has too many."""
         where = self._shared.route(self, opener, target)
         limit = self._limits.streams
-        if not isinstance(where, Refusal) and self._peer_streams.get(opener, 0) >= limit:
+        # Those suspended count, or a site could open as many again over each new link.
+        if (
+            not isinstance(where, Refusal)
+            and max(self._peer_streams.get(opener, 0), self.keeper.count(opener)) >= limit
+        ):
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{limit} streams of {opener} are open")
         return where
 
