@@ -240,8 +240,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/core.py",
-        "max(self._peer_streams.get(opener, 0), self.keeper.count(opener)) >= limit:",
-        "False:",
+        "if there >= limit and not isinstance(where, Refusal):",
+        "if False:",
         "one site opens any number of streams",
         (*_CORE, "threats/test_t17_open_and_reset_flood.py"),
     ),

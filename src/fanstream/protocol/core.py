@@ -508,10 +508,8 @@ class LinkCore:
         where = self._shared.route(self, opener, target)
         limit = self._limits.streams
         # Those suspended count, or a site could open as many again over each new link.
-        if (
-            not isinstance(where, Refusal)
-            and max(self._peer_streams.get(opener, 0), self.keeper.count(opener)) >= limit
-        ):
+        there = max(self._peer_streams.get(opener, 0), self.keeper.count(opener))
+        if there >= limit and not isinstance(where, Refusal):
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{limit} streams of {opener} are open")
         return where
 
