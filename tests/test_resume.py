@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from fanstream import EngineSettings, Shareable, StreamEngine, StreamOptions, StreamResult
+from fanstream.errors import BrokenError
 from fanstream.options import Limits
 from fanstream.testing import FaultyNetwork
-from tests.federation import Keeper, Numbers, delayed, federation, on_memory, within_the_process
+from tests.federation import Keeper, Numbers, delayed, federation, on_memory, over_sockets, within_the_process
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +82,33 @@ async def test_nothing_is_lost_or_doubled_however_often_links_break(transport: s
             assert result.complete, result
             assert min(site.resumed for site in result.sites.values()) > 2
             assert all(replies[name]["w"][0] == n for n, replies in enumerate(producer.replies) for name in fed.sites)
+
+
+@over_sockets
+@pytest.mark.parametrize("from_hub", [True, False])
+async def test_nothing_is_lost_or_doubled_over_sockets(transport: str, from_hub: bool) -> None:
+    async with federation(transport, 2) as fed:
+        names = ["site-1", "site-2"] if from_hub else ["server", "site-2"]
+        opener = fed.server if from_hub else fed.sites["site-1"]
+        engines = {"server": fed.server, **fed.sites}
+        checked = [Checked(pause=0.001).register(engines[name]) for name in names]
+        producer = Arrays(60, 300_000, timeout=60)
+        broken = 0
+
+        async def judge(n: int, replies: Any) -> None:
+            nonlocal broken
+            if n % 7 == 3:  # whatever is under way at this moment is lost
+                for link in list(fed.server._links):
+                    link.drop(BrokenError("cut by the test"))
+                    broken += 1
+
+        producer.judge = judge
+        result = await fed.stream(producer, names, opener=opener, options=StreamOptions(window=4))
+        for one in checked:
+            assert (one.seen, one.wrong) == (list(range(60)), [])
+        assert result.complete, result
+        assert broken >= 9
+        assert all(replies[name]["w"][-1] == n for n, replies in enumerate(producer.replies) for name in names)
 
 
 @on_memory
