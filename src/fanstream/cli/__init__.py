@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("fanstream: the command line needs an extra: pip install 'fanstream[cli]'\n")
         return 1
     from ..errors import EngineError
-    from .federation import commands
+    from . import federation, hub  # noqa: F401 - each adds its commands
+    from .app import commands
 
     try:
         commands(arguments, exit_on_error=False, result_action="return_none")

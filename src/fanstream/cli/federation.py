@@ -6,14 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 from ..security import Kit
 from ..security.provision import Federation, Plan
-
-commands = App(name="fanstream", help="Streams of objects from one site to many, for federated learning.")
+from .app import commands
 
 
 def _say(text: str) -> None:
