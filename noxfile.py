@@ -75,6 +75,26 @@ OLDEST: Final = min(PYTHONS, key=lambda version: int(version.partition(".")[2]))
 os.environ["PATH"] = os.pathsep.join([*(str(path.parent) for path in FOUND.values()), os.environ.get("PATH", "")])
 
 
+# What says the same on every Python: the pure machines, whole scripts and pages, what is counted rather than run, and
+# the threats. The first Python runs them.
+ONCE: Final = (
+    "cli",
+    "codec/test_scan.py",
+    "docs",
+    "fuzz",
+    "mutants",
+    "processes",
+    "protocol/test_machines.py",
+    "security/test_members.py",
+    "soak",
+    "test_benchmarks.py",
+    "test_layers.py",
+    "test_network.py",
+    "test_slow_sites.py",
+    "threats",
+)
+
+
 def group(name: str) -> tuple[str, ...]:
     """The requirements of one of pyproject.toml's dependency groups."""
     return nox.project.dependency_groups(PROJECT, name)
@@ -84,11 +104,11 @@ def group(name: str) -> tuple[str, ...]:
 def tests(session: nox.Session) -> None:
     """Run the whole suite; posargs go to pytest.
 
-    The first Python tells every failure, and tries the benchmarks, of which the others would tell nothing more; those
-    stop at their first failure.
+    The first Python tells every failure, and runs what the others would tell nothing more of; those stop at their
+    first failure. Each simulates scenarios of its own.
     """
     session.install(TESTED_EXTRAS, *group("test"))
-    fewer = [] if session.python == PYTHONS[0] else ["-x", "--ignore=tests/test_benchmarks.py"]
+    fewer = [] if session.python == PYTHONS[0] else ["-x", *(f"--ignore=tests/{path}" for path in ONCE)]
     session.run("python", "-m", "pytest", *fewer, *session.posargs)
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Half of what is usual: there are many such tests, and they run often.
+settings.register_profile("suite", max_examples=50)
+settings.load_profile("suite")
 
 
 @pytest.fixture(
@@ -19,6 +25,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Run a test marked `anyio` on both backends, with the options that each is started with."""
     backend: tuple[str, dict[str, Any]] = request.param
     return backend
+
+
+def pytest_collection_finish() -> None:
+    """Take what stays until the end, above all thousands of tests, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

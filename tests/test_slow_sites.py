@@ -69,11 +69,11 @@ def sleeping(seconds: float) -> Callable[[int], Awaitable[None]]:
 
 @on_memory
 async def test_a_slow_site_has_all_the_time_it_needs_for_as_long_as_it_moves(transport: str) -> None:
-    with FaultyNetwork(rates(site_1=200 * KIB)):
+    with FaultyNetwork(rates(site_1=80 * KIB)):
         async with federation(transport, 2, seconds=LONG) as fed:
             for site in fed.sites.values():
                 Keeper().register(site)
-            models = Models(10 * MIB, 10 * MIB)
+            models = Models(4 * MIB, 4 * MIB)
             result = await fed.stream(models, options=PATIENT)
     assert result.complete
     assert min(models.seconds) > 50
@@ -99,12 +99,12 @@ async def test_through_a_hub_progress_is_that_of_the_site_beyond(transport: str)
     with FaultyNetwork(rates(site_2=100 * KIB)):
         async with federation(transport, 2, seconds=LONG) as fed:
             Keeper().register(fed.sites["site-2"])
-            models = Models(20 * MIB, 1000, 20 * MIB)
+            models = Models(12 * MIB, 1000, 12 * MIB)
             result = await fed.stream(
                 models, ["site-2"], opener=fed.sites["site-1"], options=StreamOptions(progress_timeout=8)
             )
     assert result.complete
-    assert models.seconds[0] > 200
+    assert models.seconds[0] > 120
 
 
 @on_memory
@@ -123,7 +123,7 @@ async def test_the_objects_own_timeout_stays_the_longest(transport: str) -> None
 
 @on_memory
 async def test_a_transfer_that_stops_is_found_soon(transport: str) -> None:
-    with FaultyNetwork(rates(site_1=1 * MIB)) as network:
+    with FaultyNetwork(rates(site_1=256 * KIB)) as network:
         async with federation(transport, 1, seconds=LONG) as fed, anyio.create_task_group() as tg:
             Keeper().register(fed.sites["site-1"])
 
@@ -134,7 +134,7 @@ async def test_a_transfer_that_stops_is_found_soon(transport: str) -> None:
                 network.link("site-1").down.resume()
 
             tg.start_soon(stall)
-            models = Models(40 * MIB)
+            models = Models(10 * MIB)
             result = await fed.stream(models, options=StreamOptions(progress_timeout=4, end_timeout=100))
     assert 20 + 4 <= models.seconds[0] <= 20 + 5 + 1
     assert models.reason("site-1").startswith("no progress for 4")

@@ -663,7 +663,7 @@ def test_what_a_receiver_may_not_do_itself(act: Callable[[ReceiverLeg], object],
 def test_a_hub_forwards_a_stream_of_large_objects(step: int) -> None:
     hub = Hub()
     sender, receiver = hub.stream()
-    weights = np.random.default_rng(1).random(100_000 if step > 1 else 20_000)
+    weights = np.random.default_rng(1).random(100_000 if step > 1 else 9_000)
     for seq in (0, 1):
         sender.send(seq, encoded(w=weights), 0, final=seq == 1)
         hub.pump(step)

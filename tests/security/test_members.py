@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,6 +29,12 @@ LOOPS = [
 ]
 
 
+@pytest.fixture(scope="module", params=list(KeyKind))
+def keyed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """A federation whose keys are all of one kind."""
+    return Federation.make(plan(key=request.param), tmp_path_factory.mktemp("keyed") / "hospitals")
+
+
 def greet(engine: StreamEngine) -> None:
     @engine.consumer("demo", "hello")
     async def hello(shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> Shareable:
@@ -38,10 +43,8 @@ def greet(engine: StreamEngine) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", LOOPS, indirect=True)
-@pytest.mark.parametrize("kind", list(KeyKind))
-async def test_members_stream_to_each_other(kind: KeyKind, tmp_path: Path) -> None:
-    federation = Federation.make(plan(key=kind), tmp_path / "hospitals")
-    kits = {name: Kit.load(federation.kits / name) for name in federation.plan.roles()}
+async def test_members_stream_to_each_other(keyed: Federation) -> None:
+    kits = {name: Kit.load(keyed.kits / name) for name in keyed.plan.roles()}
     with anyio.fail_after(20):
         async with (
             StreamEngine("server", listen="tls://127.0.0.1:0", identity=kits["server"]) as server,

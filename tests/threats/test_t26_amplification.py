@@ -38,7 +38,7 @@ from tests.threats.test_t01_unauthenticated_peer import GREETINGS
 pytestmark = pytest.mark.anyio
 
 FLOODS: dict[str, Callable[[Frame, Frame], Iterable[Frame]]] = {
-    "pings": lambda opened, one: [Frame(T.PING)] * 150_000,
+    "pings": lambda opened, one: [Frame(T.PING)] * 100_000,
     "openings": lambda opened, one: (opened._replace(alias=alias) for alias in range(3, 100_000, 2)),
     "duplicates": lambda opened, one: [one] * 2000,
 }
