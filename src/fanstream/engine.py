@@ -22,12 +22,13 @@ from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
 from .incoming import Handling, IncomingStream
 from .membership import check_addresses
-from .outgoing import OutgoingStream, Work
+from .outgoing import OutgoingStream
 from .producing import ProducerRun
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore, Refusal
 from .protocol.events import Opened
 from .registry import Registration, Registry
+from .results import Work
 from .shareable import ReturnCode, Shareable
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult
 from .tasks import Tasks

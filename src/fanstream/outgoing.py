@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -18,16 +18,18 @@ from .codec.ciphertext import SMALL
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import ClosedError, CodecError, LocalProtocolError
+from .held import Held
 from .policies import Drop
 from .protocol.bodies import Cause, Opening
 from .protocol.core import LinkCore
 from .protocol.events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed, StreamEvent, Suspended
-from .protocol.gather import Arrived, Flight, Gathering, Outcome, SiteLedger, Standing
+from .protocol.gather import Arrived, Flight, Gathering, Outcome, Standing
 from .protocol.inbound import UNCHARGED
 from .protocol.opener import OpenerLeg
 from .protocol.pace import Pacing
+from .results import conclude
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
-from .streaming import SiteResult, StreamResult
+from .streaming import StreamResult
 from .wakeup import Face, Wakeup
 
 if TYPE_CHECKING:
@@ -126,8 +128,7 @@ class OutgoingStream:
         self._stalls: dict[str, Deadline] = {}
         self._due = math.inf  # when the first object's deadline comes; one entry of the engine's heap for all of them
         self._timer: Deadline | None = None
-        self._held: dict[int, list[tuple[OpenerLeg, int]]] = {}  # reply reservations, until their flight is judged
-        self._released: dict[int, list[anyio.Event]] = {}
+        self._held = Held()
         self._peer_props: dict[str, dict[str, Any]] = {name: {} for name in targets}
         self._stream_ctx = stream_ctx
         self.fl_ctx = fl_ctx
@@ -353,36 +354,22 @@ class OutgoingStream:
         for site in self.gathering.expire(flight, reason, names):
             if isinstance(policy, Drop) and site.misses >= policy.n and site.name in self.gathering.active:
                 self._drop(site.name, f"did not answer {site.misses} objects in a row in time")
-        self._after(flight)
+        self._held.settled(flight)
         self.on_news()
         self._room.set()
 
     def judged(self, flight: Flight) -> None:
         """The application has seen a flight's replies: its place in the window, and the replies' memory, are free."""
         self.in_flight -= 1
-        if self._held:
-            for leg, size in self._held.pop(flight.seq, ()):
-                leg.inbound.release(size)
+        held = self._held
+        if held.replies or held.waiting:
+            held.judged(flight)
         self.gathering.judged(flight)
-        if self._released:
-            self._after(flight)
         self._room.set()
-
-    def _after(self, flight: Flight) -> None:
-        """Tell who waits for an object's buffers, once its sites have all answered or are gone."""
-        if flight.unanswered == 0 and self._released:
-            for event in self._released.pop(flight.seq, ()):
-                event.set()
 
     async def released(self, seq: int) -> None:
         """Wait until the engine no longer needs the buffers of an object: every site has answered it, or is gone."""
-        flight = self.gathering.flights.get(seq)
-        if flight is None or flight.unanswered == 0:
-            await anyio.lowlevel.checkpoint()
-            return
-        event = anyio.Event()
-        self._released.setdefault(seq, []).append(event)
-        await event.wait()
+        await self._held.released(self.gathering.flights.get(seq))
 
     # --- what the links tell ---
 
@@ -471,15 +458,15 @@ class OutgoingStream:
             self.on_news()
         if event.size > UNCHARGED:
             if not late and name in flight.replies and not self._ending:
-                self._held.setdefault(seq, []).append((leg, event.size))
+                self._held.hold(seq, leg, event.size)
             else:
                 leg.inbound.release(event.size)
         if self._stalls:
             stall = self._stalls.pop(name, None)
             if stall is not None:
                 self._host.deadlines.cancel(stall)
-        if self._released:
-            self._after(flight)
+        if self._held.waiting:
+            self._held.settled(flight)
         if flight.complete:
             self.on_news()
         if held_back:
@@ -492,7 +479,7 @@ class OutgoingStream:
         waited = list(self.gathering.flights.values())
         self.gathering.leave(name, standing, rc, outcome, reason)
         for flight in waited:
-            self._after(flight)
+            self._held.settled(flight)
         self.on_news()
         self._room.set()
 
@@ -554,7 +541,7 @@ class OutgoingStream:
         if withdraw:
             self.keep_offers = False
             self.offers.clear()
-        self._release_replies()  # those that are still to come may wait for their room
+        self._held.release_replies()  # those that are still to come may wait for their room
         for leg in self._legs.values():
             word = b"" if self._seal is None else self._seal.words[leg.site].end(leg.sent, withdraw)
             leg.end(withdraw=withdraw, word=word)
@@ -614,24 +601,11 @@ class OutgoingStream:
         for leg in self._legs.values():
             leg.close()
         self._legs.clear()
-        self._release_replies()
         for stall in self._stalls.values():
             self._host.deadlines.cancel(stall)
         self._stalls.clear()
         self._set_timer(math.inf)
-        for flight in self.gathering.flights.values():
-            self._after(flight)
-        for events in self._released.values():
-            for event in events:
-                event.set()
-        self._released.clear()
-
-    def _release_replies(self) -> None:
-        """End the reservations of replies that nobody will judge."""
-        held, self._held = self._held, {}
-        for replies in held.values():
-            for leg, size in replies:
-                leg.inbound.release(size)
+        self._held.let_go()
 
     def result(self, value: Any) -> StreamResult:
         """Close the account, and say how the stream ended.
@@ -643,59 +617,15 @@ class OutgoingStream:
             AssertionError: the account does not balance: a defect of this package.
         """
         self.forget()
-        gathering = self.gathering
-        gathering.close()
-        sites = gathering.sites
-        complete = not self._aborted and all(
-            site.ended and site.rc == ReturnCode.OK and set(site.counts) <= {Outcome.REPLIED} for site in sites.values()
-        )
-        if self._rc_of_abort is not None:
-            rc: str = self._rc_of_abort
-        elif value is not None:
-            rc = ReturnCode.OK if _truthy(value) else ReturnCode.ERROR
-        elif gathering.first_failure is not None:
-            rc = gathering.first_failure
-        else:
-            rc = next((site.rc for site in sites.values() if site.rc != ReturnCode.OK), ReturnCode.OK)
-        return StreamResult(
-            rc=rc,
-            value=value,
-            complete=complete,
-            sites={name: _site_result(site) for name, site in sites.items()},
-            objects=gathering.objects,
-            bytes=gathering.bytes,
+        return conclude(
+            self.gathering,
+            value,
+            aborted=self._aborted,
+            rc_of_abort=self._rc_of_abort,
             seconds=self._host.face.time() - self._started,
             stream_id=self.stream_id,
         )
 
 
-class Work:
-    """What is done on one outgoing stream: the value that ended it, what follows the end, and then its result."""
-
-    def __init__(self) -> None:
-        self.value: Any = None
-        self.at_end: Callable[[], Awaitable[object]] | None = None
-        self.result: StreamResult | None = None
-
-    @property
-    def done(self) -> StreamResult:
-        """The result, once the stream has ended."""
-        if self.result is None:
-            raise RuntimeError("the stream has not ended")
-        return self.result
-
-
 def _nothing() -> None:
     """Nobody waits for news."""
-
-
-def _truthy(value: Any) -> bool:
-    try:
-        return bool(value)
-    except Exception:  # noqa: BLE001 - an array of several numbers has no truth of its own; it is something, so it is true
-        return True
-
-
-def _site_result(site: SiteLedger) -> SiteResult:
-    counts = {str(outcome): number for outcome, number in site.counts.items()}
-    return SiteResult(site.rc, site.end_result, counts, site.late, site.reason, site.resumed)
