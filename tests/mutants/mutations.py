@@ -454,8 +454,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/gather.py",
-        "            if flight.replied >= flight.needed or not waiting:\n",
-        "            if not waiting:\n",
+        "            elif flight.replied >= flight.needed:\n",
+        "            elif False:\n",
         "a quorum waits for every site",
         ("protocol/test_gather.py",),
     ),
@@ -475,8 +475,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/gather.py",
-        "        if self._patience is not None and flight.waiting:\n",
-        "        if False:\n",
+        "        if self._patience is not None:\n            if flight.closes",
+        "        if False:\n            if flight.closes",
         "a quorum has no patience",
         ("protocol/test_gather.py",),
     ),
@@ -789,8 +789,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/inbound.py",
-        "        if lacking > 0 and not self._budget",
-        "        if False and not self._budget",
+        "        lacking = self.unasked - self.standing - _FREE\n        if not self._budget",
+        "        lacking = self.unasked - self.standing - _FREE\n        if False and not self._budget",
         "small objects are not counted",
         ("threats/test_t18_memory.py",),
     ),

@@ -249,14 +249,16 @@ class Gathering:
             flight.replies[name] = reply
             if flight.on_reply is not None:
                 flight.on_reply()
-            if flight.replied >= flight.needed or not waiting:
+            if not waiting:
+                self._complete(flight)
+            elif flight.replied >= flight.needed:
                 self._enough(flight, now)
         self._forget_if_done(flight)
         return Arrived.IN_TIME
 
     def _enough(self, flight: Flight, now: float) -> None:
-        """The policy is met, or nobody is left: the gather is over, unless there is patience with the others."""
-        if self._patience is not None and flight.waiting:
+        """The policy is met: the gather is over, unless there is patience with the others."""
+        if self._patience is not None:
             if flight.closes == math.inf:
                 flight.closes = flight.sent + self._patience.limit()
             if flight.closes > now:

@@ -177,7 +177,9 @@ class Inbound:
             if size > limits.envelope:
                 raise RemoteProtocolError(f"envelope of {size} bytes, limit {limits.envelope}")
             if size <= SMALL_OBJECT:
-                self._count_unasked(size)
+                self.unasked += size + UNASKED_COST
+                if self.unasked > self.standing + _FREE:
+                    self._stand()
             if size > UNCHARGED:
                 self._charge(size)
             try:
@@ -253,8 +255,13 @@ class Inbound:
 
     def _count_unasked(self, size: int) -> None:
         self.unasked += size + UNASKED_COST
+        if self.unasked > self.standing + _FREE:
+            self._stand()
+
+    def _stand(self) -> None:
+        """Take more room for what comes unasked."""
         lacking = self.unasked - self.standing - _FREE
-        if lacking > 0 and not self._budget.stand(self, max(lacking, _PIECE, self.standing)):
+        if not self._budget.stand(self, max(lacking, _PIECE, self.standing)):
             raise NoRoomError(f"{self.unasked} bytes of small objects from {self.origin} wait: there is no more room")
 
     def _charge(self, size: int) -> None:

@@ -80,18 +80,18 @@ class OpenerLeg(Leg):
         return self._ended is not None
 
     def send(self, seq: int, payload: Payload, timeout_ms: int, *, final: bool = False) -> None:
-        """Send the next object."""
-        if self.state is not LegState.OPEN:
-            raise LocalProtocolError(f"object {seq} for {self.site}: the stream is {self.state.name}")
-        self.sent = seq + 1
-        if self.attached:
-            self._send(seq, payload, timeout_ms, final)
+        """Send the next object, or one once more."""
+        if seq >= self.sent:
+            if self.state is not LegState.OPEN:
+                raise LocalProtocolError(f"object {seq} for {self.site}: the stream is {self.state.name}")
+            self.sent = seq + 1
+        flags = 0
         if final:
+            flags = _FINAL
             self._enter(LegState.DRAINING)
-
-    def _send(self, seq: int, payload: Payload, timeout_ms: int, final: bool) -> None:
+        if not self.attached:
+            return
         inbound = self.inbound
-        flags = _FINAL if final else 0
         if not inbound.held:
             flags |= _FREE
         ahead = False
@@ -112,7 +112,7 @@ class OpenerLeg(Leg):
         if seq == resumed.seq and (resumed.buffer or resumed.offset):
             self.outbound.go_on(seq, payload, resumed.buffer, resumed.offset)
         else:
-            self._send(seq, payload, timeout_ms, final)
+            self.send(seq, payload, timeout_ms, final=final)
 
     def end(self, *, withdraw: bool, word: bytes = b"") -> None:
         """Say that no object follows; *withdraw* takes back what has not been consumed.

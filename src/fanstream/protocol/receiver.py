@@ -61,7 +61,8 @@ class ReceiverLeg(Leg):
 
     def reply(self, seq: int, payload: Payload, *, final: bool = False) -> None:
         """Answer the next object; *final* says that this site wants no more of them."""
-        self._require_unended()
+        if self._ending or self.state is LegState.CLOSED:
+            self._require_unended()
         if seq != self.answered:
             raise LocalProtocolError(f"reply {seq} on leg {self.alias}: {self.answered} is next")
         self.answered = seq + 1
