@@ -109,12 +109,12 @@ class Federation:
         self,
         transport: str,
         stack: AsyncExitStack,
-        settings: EngineSettings | None,
+        settings: EngineSettings | Callable[[str], EngineSettings] | None,
         identity: Callable[[str], Any] | None = None,
     ) -> None:
         self._transport = transport
         self._stack = stack
-        self._settings = settings
+        self._settings = settings if callable(settings) else lambda _name: settings
         self._identity = identity or (lambda _name: None)
         self.server: StreamEngine
         self.sites: dict[str, StreamEngine] = {}
@@ -128,13 +128,15 @@ class Federation:
         }[self._transport]
         if self._transport == "unix":  # not tmp_path: a socket's path may have about 100 characters
             listen = f"unix://{Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / 's'}"
-        server = StreamEngine("server", listen=listen, settings=self._settings, identity=self._identity("server"))
+        server = StreamEngine(
+            "server", listen=listen, settings=self._settings("server"), identity=self._identity("server")
+        )
         self.server = await self._stack.enter_async_context(server)
 
     async def join(self, name: str) -> StreamEngine:
         """Start one more site; it may not be reachable yet."""
         connect = self.server.addresses or None
-        site = StreamEngine(name, connect=connect, settings=self._settings, identity=self._identity(name))
+        site = StreamEngine(name, connect=connect, settings=self._settings(name), identity=self._identity(name))
         self.sites[name] = await self._stack.enter_async_context(site)
         return site
 
@@ -185,13 +187,14 @@ async def federation(
     transport: str,
     sites: int = 1,
     *,
-    settings: EngineSettings | None = None,
+    settings: EngineSettings | Callable[[str], EngineSettings] | None = None,
     identity: Callable[[str], Any] | None = None,
     seconds: float = 20.0,
 ) -> AsyncIterator[Federation]:
     """Run a server and its sites; afterwards no stream may have left anything behind.
 
-    It has *seconds* for that where time is real, and a thousand where it is not. *identity* gives each site its own.
+    It has *seconds* for that where time is real, and a thousand where it is not. *identity* gives each site its own,
+    and so may *settings*.
     """
     with anyio.fail_after(seconds if is_real(transport) else max(seconds, 1000)):
         async with AsyncExitStack() as stack:

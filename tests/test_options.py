@@ -78,6 +78,7 @@ ENGINE_SETTINGS: dict[str, list[tuple[Any, str]]] = {
     "public_props": [({"n": 1}, "1"), (["a"], "a"), ({"a": "x" * 300_000}, "300001 bytes, .* of 262144")],
     "suite": [("aes", "'pq', 'pq-sha256' or 'fips'")],
     "sealed_only": [("perhaps", "perhaps"), (None, "None")],
+    "policy": [(5, "5"), ({}, "Judge")],
     "workers": [(0, "1 .*=0")],
 }
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from . import transports
+from . import auditing, transports
+from .authorization import Authorization
 from .errors import ConnectError, IdentityError, NameInUseError, RemoteProtocolError, SecurityError, TransportError
 from .link import Link
 from .membership import Refusals, watch_kit
+from .observe import Audit
 from .protocol.bodies import Hello, Opening
-from .protocol.core import LinkCore, Refusal, Surroundings
-from .protocol.events import Opened, PresenceChanged
+from .protocol.core import LinkCore, Refusal, Routing, Surroundings
+from .protocol.events import Forwarded, Opened, PresenceChanged, TurnedAway
 from .protocol.frames import MAGIC
 from .protocol.inbound import Decoders
 from .protocol.relay import FIRST_WINDOW
@@ -52,6 +54,8 @@ class Connections:
         tasks: where the links' tasks live.
         admit: says whether the engine itself takes a stream.
         opened: called with each incoming stream.
+        authorization: the engine's policy, if it has one.
+        audit: hears of links, and of streams that come in, are forwarded or refused.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Connections:
         tasks: Tasks,
         admit: Callable[[Opening], Refusal | None],
         opened: Callable[[Opened], object],
+        authorization: Authorization | None,
+        audit: Audit,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -75,6 +81,8 @@ class Connections:
         self.face = tasks.face
         self.deadlines = tasks.deadlines
         self._on_opened = opened
+        self._authorization = authorization
+        self._audit = audit
         self._sites = Sites(hub=bool(listen), on_change=self._ways_changed)
         self._links: set[Link] = set()
         self._ended = self.face.wakeup()
@@ -121,7 +129,7 @@ class Connections:
                 )
             )
         if kit is not None:
-            self._tasks.spawn(watch_kit, kit, self, name="kit")
+            self._tasks.spawn(watch_kit, kit, self, self._audit, name="kit")
         if self._connect:
             self._tasks.spawn(self._dial_for_ever, name="dial")
         elif not self._listen:
@@ -189,6 +197,16 @@ class Connections:
         """Return the sites that can be reached now."""
         return self._sites.names() | self._local_names()
 
+    def role(self, name: str) -> str:
+        """Return the role of another site: what it has proven; or a hub's if it is dialled, else a site's."""
+        link = self._sites.direct.get(name)
+        if link is not None and link.proven is not None:
+            return link.proven.role
+        if link is not None:
+            hello = link.core.session.peer
+            return "hub" if link.dialler and hello is not None and hello.hub else "site"
+        return "hub" if any(address.peer == name for address in self._connect) else "site"
+
     def _local_names(self) -> set[str]:
         if self._listen or self._connect:
             return set()
@@ -250,6 +268,7 @@ class Connections:
                 self._half_open -= 1
                 if link.goodbye is not None:
                     self._refusals.tell(link.goodbye)
+                    self._tell_refused(link.goodbye)
             self._ended.set()
 
     async def _dial_for_ever(self) -> None:
@@ -293,6 +312,8 @@ class Connections:
         """Keep why there is no link, and tell it once."""
         if str(error) != str(self._dial_error):
             _log.warning("engine %s: %s", self.name, error)
+            if isinstance(error, SecurityError):
+                self._tell_refused(error)
         self._dial_error = error
         self._sites.tell()  # whoever waits for a site is told of some errors
 
@@ -320,12 +341,12 @@ class Connections:
         if link.dialler:
             self._dial_error = None
             self._resuming.met(hello.site, hello.incarnation)
-            self._sites.add(link)
+            self._begin(link)
             return
         self._half_open -= 1
         old = self._sites.direct.get(hello.site)
         if hello.site == self.name:
-            link.leave("name-in-use", f"{hello.site} is this engine's own name")
+            self._turn_away(link, f"{hello.site} is this engine's own name")
         elif old is None or not old.open or old.dialler:  # both may have dialled at once: streams run on either link
             self._admit(link)
         elif old.core.session.peer is not None and old.core.session.peer.incarnation == hello.incarnation:
@@ -338,7 +359,23 @@ class Connections:
         if link.core.session.state is SessionState.ADMITTING:  # its peer may have said goodbye already
             link.admit()
             self._resuming.met(link.peer, link.life)
-            self._sites.add(link)
+            self._begin(link)
+
+    def _begin(self, link: Link) -> None:
+        """Let streams use a link."""
+        link.began = self.face.time()
+        if self._audit.wanted:
+            self._audit.tell(auditing.link_opened(link))
+        self._sites.add(link)
+
+    def _turn_away(self, link: Link, reason: str) -> None:
+        """Refuse a link whose peer claims a name that another has."""
+        link.leave("name-in-use", reason)
+        self._tell_refused(IdentityError(reason, code="name-in-use"), link.peer)
+
+    def _tell_refused(self, error: Exception, peer: str = "") -> None:
+        if self._audit.wanted:
+            self._audit.tell(auditing.peer_refused(error, peer))
 
     async def _probe(self, old: Link, new: Link) -> None:
         """Two engines claim one name: the newer gets it only if the older is dead."""
@@ -348,7 +385,7 @@ class Connections:
             while old.open and old.core.reads == before:  # noqa: ASYNC110 - any byte is the answer
                 await anyio.sleep(0.01)
         if old.open and old.core.reads > before:
-            new.leave("name-in-use", f"another engine answers as {new.peer}")
+            self._turn_away(new, f"another engine answers as {new.peer}")
             return
         old.drop(TransportError("it did not answer, and another engine has its name"))
         if new in self._links:
@@ -363,9 +400,16 @@ class Connections:
         elif code == "protocol":
             _log.warning("link to %s: the peer says that this side broke the protocol: %s", link.peer, reason)
 
-    def opened(self, event: Opened) -> None:
-        """A peer has opened a stream at this site."""
+    def opened(self, link: Link, event: Opened) -> None:
+        """A stream was opened at this site."""
+        if self._audit.wanted:
+            self._audit.tell(auditing.stream_admitted(event.leg, link.peer))
         self._on_opened(event)
+
+    def passed_by(self, event: Forwarded | TurnedAway) -> None:
+        """A stream was forwarded, or refused."""
+        if self._audit.wanted:
+            self._audit.tell(auditing.passed_by(event))
 
     def presence(self, link: Link, event: PresenceChanged) -> None:
         """A hub has said which sites it leads to; what another engine says of its own links leads nowhere."""
@@ -378,13 +422,20 @@ class Connections:
     def closed(self, link: Link, reason: str) -> None:
         """A link is gone."""
         _log.debug("engine %s: link to %s ended: %s", self.name, link.peer, reason)
+        if link.began is not None and self._audit.wanted:
+            self._audit.tell(auditing.link_closed(link, reason, self.face.time() - link.began))
         self._sites.remove(link)
 
-    def _route(self, core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
+    def _route(self, core: LinkCore, routing: Routing, target: str) -> LinkCore | Refusal | None:
         """Say where a stream that a peer opens, or goes on with, leads."""
+        opener = routing.opener
         through_hub = any(link.core is core and link.dialler for link in self._links)
         if opener != core.peer and not through_hub:
             raise RemoteProtocolError(f"{core.peer} opens a stream in the name of {opener}")
+        if self._authorization is not None:  # before anything is said of which sites there are
+            refusal = self._authorization.judge(routing, target)
+            if refusal is not None:
+                return refusal
         if target == self.name:
             return None
         link = self._sites.direct.get(target)

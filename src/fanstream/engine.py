@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import anyio
 
+from . import auditing
 from .abort import AbortSignal
 from .adapters import FunctionFactory, GeneratorProducer, as_producer
-from .arguments import OWN, check_address, check_site, check_targets
+from .arguments import OWN, check_address, check_count, check_site, check_targets
+from .authorization import Authorization
 from .codec import Codec
 from .connections import Connections
 from .context import FLContext, StreamContext
@@ -22,6 +24,7 @@ from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
 from .incoming import Handling, IncomingStream
 from .membership import check_addresses
+from .observe import Audit, EventStream
 from .outgoing import OutgoingStream
 from .producing import ProducerRun
 from .protocol.bodies import Opening
@@ -61,6 +64,7 @@ class StreamEngine(StreamableEngine):
     Raises:
         TypeError, ValueError: an argument is not what it should be.
         SecurityError: a ``tls://`` address has no kit, or one of another site or role.
+        KitError: the policy's file is refused.
     """
 
     def __init__(
@@ -84,6 +88,10 @@ class StreamEngine(StreamableEngine):
         self._connect = check_addresses(self.name, self._listen, self._connect, identity)
         self.codec = Codec(self.settings.limits)
         self._sealing: Sealing | None = None
+        self._audit = Audit(self.name)
+        self._authorization: Authorization | None = None
+        if self.settings.policy is not None:
+            self._authorization = Authorization(self.settings.policy, self.name, self._role, self._audit)
         self.run_abort_signal = AbortSignal()
         self._registry = Registry()
         self._sticky: dict[str, Any] = {}
@@ -144,8 +152,12 @@ class StreamEngine(StreamableEngine):
             self._tasks,
             self._admit,
             self._opened,
+            self._authorization,
+            self._audit,
         )
         await self._tasks.start()
+        if self._authorization is not None:
+            self._tasks.spawn(self._authorization.watch, name="policy")
         try:
             await self._links.start()
         except BaseException:
@@ -167,6 +179,7 @@ class StreamEngine(StreamableEngine):
         self._state = "closed"
         await self._tasks.stop()
         self.codec.memory.clear()
+        self._audit.close()
 
     async def shutdown_streamer(self) -> None:
         """Refuse new streams, abort the outgoing ones, and end the incoming ones as TASK_ABORTED; idempotent."""
@@ -225,6 +238,22 @@ class StreamEngine(StreamableEngine):
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
         return await self._links.reach(sites, grace)
 
+    def _role(self, name: str) -> str:
+        """Return the role of a site: what its certificate says, or where there is none, who has dialled whom."""
+        if name != self.name:
+            return self._links.role(name)
+        if self.identity is not None:
+            return self.identity.identity.role
+        return "hub" if self._listen else "site"
+
+    def events(self, buffer: int = 1024) -> EventStream:
+        """Iterate over what this engine does from now on: ``async for event in engine.events()``.
+
+        Args:
+            buffer: events that wait to be read, at most; beyond them the oldest are dropped, and counted.
+        """
+        return self._audit.listen(check_count(buffer, "buffer", least=1))
+
     # --- incoming streams ---
 
     def _admit(self, opening: Opening) -> Refusal | None:
@@ -266,6 +295,8 @@ class StreamEngine(StreamableEngine):
         finally:
             self._incoming.discard(stream)
             self._stream_ended()
+            if self._audit.wanted:
+                self._audit.tell(auditing.incoming_ended(stream, self.name))
 
     async def handling(self, channel: str, topic: str, grace: float) -> Handling | None:
         """Return what is registered, or will be within *grace* seconds."""
@@ -307,11 +338,17 @@ class StreamEngine(StreamableEngine):
 
         Returns:
             A handle to unregister.
+
+        Raises:
+            TypeError, ValueError: an argument is not what it should be.
+            SecurityError: the policy denies it.
         """
         check_address(channel, "channel", wildcard=True)
         check_address(topic, "topic", wildcard=True)
         if channel == "*" and topic != "*":
             raise ValueError(f"topic is {topic!r}: with channel '*' it can only be '*'")
+        if self._authorization is not None:
+            self._authorization.check_registration(channel, topic)
         if not callable(getattr(factory, "get_consumer", None)):
             raise TypeError(f"factory is of type {type(factory).__name__}, expected a ConsumerFactory")
         for name, callback in (("stream_done_cb", stream_done_cb), ("consumed_cb", consumed_cb)):
@@ -387,6 +424,8 @@ class StreamEngine(StreamableEngine):
         needed = getattr(options.gather, "k", 1)
         if needed > len(names):
             raise ValueError(f"gather asks for {needed} replies of {len(names)} targets")
+        if self._authorization is not None:
+            self._authorization.check_opening(channel, topic, names)
         if secure and self._sealing is None:
             raise SecurityError(f"secure=True: {self.name} has no identity to seal with; nothing was sent")
         signal = fl_ctx.get_run_abort_signal().child()
@@ -428,7 +467,7 @@ class StreamEngine(StreamableEngine):
         Raises:
             TypeError, ValueError: an argument is not what it should be; nothing was sent.
             CodecError: ``stream_ctx`` or an object cannot be sent.
-            SecurityError: *secure* cannot be had.
+            SecurityError: *secure* cannot be had, or the policy denies the stream at one of the targets.
             ClosedError: the engine is not running.
             Exception: whatever the producer raised, as itself.
         """
@@ -487,6 +526,8 @@ class StreamEngine(StreamableEngine):
         """Have a stream opened and its work done inside its scope, and end it, however the work ended."""
         work = Work()
         self._outgoing.add(stream)
+        if self._audit.wanted:
+            self._audit.tell(auditing.stream_opened(stream))
         try:
             with anyio.CancelScope() as scope:
                 unsubscribe = stream.signal.subscribe(partial(self._aborted, stream, scope))
@@ -509,6 +550,9 @@ class StreamEngine(StreamableEngine):
         finally:
             self._outgoing.discard(stream)
             self._stream_ended()
+            if self._audit.wanted:
+                ended = stream.abort_code if work.result is None else work.result.rc
+                self._audit.tell(auditing.stream_ended(stream, ended))
 
     @staticmethod
     def _aborted(stream: OutgoingStream, scope: anyio.CancelScope) -> None:

@@ -19,7 +19,7 @@ from .codec import Codec, Encoded
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import CodecError, SealError, SecurityError
-from .protocol.bodies import Cause, Ending
+from .protocol.bodies import Cause, Ending, Opening
 from .protocol.events import Aborted, EndAnnounced, Lost, ObjectArrived, StreamEvent
 from .protocol.receiver import ReceiverLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
@@ -84,6 +84,11 @@ class IncomingStream:
         body: what came with OPEN, encoded.
         signal: triggered when the stream is aborted, for consumers that poll; below the engine's run signal.
         seal: this site's keys, if the stream is sealed; or why it has none.
+
+    Attributes:
+        rc: the return code of the end here, once there is one.
+        refused: the code and the reason, where the stream was not taken after all.
+        consumed: how many objects were.
     """
 
     def __init__(
@@ -109,7 +114,9 @@ class IncomingStream:
         self._news = host.face.wakeup()
         self._scope: anyio.CancelScope | None = None
         self._final: int | None = None
-        self._consumed = 0
+        self.rc = ""
+        self.refused: tuple[str, str] | None = None
+        self.consumed = 0
         self._stop: tuple[str, str] | None = None  # return code and reason, once something other than the opener's END
         self._idle: Deadline | None = None
         self._in_hand = False  # whether an object is being consumed
@@ -124,6 +131,11 @@ class IncomingStream:
         self._last: tuple[str, str] = (ReturnCode.OK, "")  # this site's last reply: its code, and the reason it gives
         self._limiter: anyio.CapacityLimiter | None = None  # set when the consumer is synchronous
         leg.owner = self
+
+    @property
+    def opening(self) -> Opening:
+        """What its opener has said of it."""
+        return self._leg.opening
 
     @property
     def stream_id(self) -> str:
@@ -180,15 +192,17 @@ class IncomingStream:
                     self._scope.cancel()
                 if self._unsealable is not None:
                     end = None
+                    self.refused = (ReturnCode.BAD_REQUEST_DATA, str(self._unsealable))
                     if not self._gone:
-                        leg.refuse(ReturnCode.BAD_REQUEST_DATA, str(self._unsealable))
+                        leg.refuse(*self.refused)
                     return
                 grace = self._host.settings.registration_grace
                 handling = await self._host.handling(opening.channel, opening.topic, grace)
                 if handling is None:
+                    reason = f"nothing is registered for {opening.channel}/{opening.topic}"
+                    self.refused = (ReturnCode.TOPIC_UNKNOWN, reason)
                     if not self._gone:
-                        reason = f"nothing is registered for {opening.channel}/{opening.topic}"
-                        self._refuse(ReturnCode.TOPIC_UNKNOWN, reason)
+                        self._refuse(*self.refused)
                     end = None
                     return
                 self._handling = handling
@@ -253,7 +267,7 @@ class IncomingStream:
     async def _next(self) -> ObjectArrived | None:
         """Wait for the next object; None once there are no more."""
         while not self._queue:
-            if self._final is not None and self._consumed >= self._final:
+            if self._final is not None and self.consumed >= self._final:
                 return None
             await self._news.wait()
         return self._queue.popleft()
@@ -278,7 +292,7 @@ class IncomingStream:
             self._in_hand = False
             if self._idle is not None:
                 self._last_arrival = self._host.face.time()
-            self._consumed = arrived.seq + 1
+            self.consumed = arrived.seq + 1
             self._leg.release(arrived.size)
             if self._stop is not None:  # a synchronous consumer that was aborted has returned
                 return False
@@ -381,6 +395,7 @@ class IncomingStream:
         rc, reason = self._last if failure is None else (failure.rc, failure.reason)
         with anyio.CancelScope(shield=True):
             rc, reason, result = await self._finish(rc, reason)
+            self.rc = rc
             if self._seal is not None and not self._gone:
                 reply = await self._seal.seal(seq, reply, final=True)
         if not self._gone:
@@ -423,6 +438,7 @@ class IncomingStream:
         """Finalize, and acknowledge the end."""
         with anyio.CancelScope(shield=True):
             rc, reason, result = await self._finish(rc, reason)
+            self.rc = rc
         if not self._gone:
             self._say_ended(rc, reason, result)
 

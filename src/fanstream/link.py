@@ -10,7 +10,17 @@ from .deadlines import Deadline, Deadlines
 from .errors import BrokenError, ConnectError, RemoteProtocolError, SecurityError
 from .protocol.bodies import Hello
 from .protocol.core import LinkCore, Surroundings
-from .protocol.events import Departed, Event, Greeted, Opened, PresenceChanged, Silent, StreamEvent
+from .protocol.events import (
+    Departed,
+    Event,
+    Forwarded,
+    Greeted,
+    Opened,
+    PresenceChanged,
+    Silent,
+    StreamEvent,
+    TurnedAway,
+)
 from .protocol.session import SessionState
 from .transports.base import Wire
 from .wakeup import Face
@@ -30,8 +40,11 @@ class Host(Protocol):
     def greeted(self, link: Link, hello: Hello) -> None:
         """The peer has said HELLO."""
 
-    def opened(self, event: Opened) -> None:
-        """A peer has opened a stream at this site."""
+    def opened(self, link: Link, event: Opened) -> None:
+        """A stream was opened at this site."""
+
+    def passed_by(self, event: Forwarded | TurnedAway) -> None:
+        """A stream was forwarded, or refused."""
 
     def presence(self, link: Link, event: PresenceChanged) -> None:
         """The hub has said which sites it leads to."""
@@ -49,6 +62,7 @@ class Link:
     Attributes:
         dialler: whether this side dialled.
         open: whether streams may use it; the engine sets it.
+        began: when it was opened, by the loop's clock; None before that.
         error: the peer's offence, if one ended the link.
         goodbye: an error that says more than that the link ended: what the peer's goodbye means to whoever dialled, or
             why hands could not be shaken.
@@ -62,6 +76,7 @@ class Link:
         self._dropped = False
         self.dialler = dialler
         self.open = False
+        self.began: float | None = None
         self.error: Exception | None = None
         self.goodbye: Exception | None = None
         self.ended = ""
@@ -168,7 +183,9 @@ class Link:
                 if owner is not None:
                     owner.handle(event)
             elif type(event) is Opened:
-                self._host.opened(event)
+                self._host.opened(self, event)
+            elif type(event) is Forwarded or type(event) is TurnedAway:
+                self._host.passed_by(event)
             elif type(event) is Greeted:
                 self._set_timer()  # heartbeats begin
                 self._host.greeted(self, event.hello)

@@ -12,6 +12,7 @@ import anyio
 
 from .errors import IdentityError, KitError, SecurityError
 from .link import Link
+from .observe import Audit, IdentityEnded, IdentityLoaded
 from .transports.addresses import Address, parse_all
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Refusals:
         _log.warning("engine %s refused a peer: %s%s", self._engine, error, more)
 
 
-async def watch_kit(kit: Kit, links: Iterable[Link]) -> None:
+async def watch_kit(kit: Kit, links: Iterable[Link], audit: Audit) -> None:
     """Take up what changes in a kit, and end the links of peers that are no longer trusted; for ever."""
     failures, told = 0, ""
     while True:
@@ -105,15 +106,28 @@ async def watch_kit(kit: Kit, links: Iterable[Link]) -> None:
                 failures, told = (failures + 1, told) if str(exc) == told else (1, str(exc))
                 if failures == _PATIENCE:
                     _log.error("%s. What was loaded before stays in use", exc)
+                    _tell_loaded(kit, audit, exc.reason)
             except Exception:  # noqa: BLE001 - a file that was not foreseen must not end the watch, nor the engine
                 _log.exception("%r cannot be loaded again: a defect. What was loaded before stays in use", kit)
             else:
                 failures, told = 0, ""
                 _log.info("%r was loaded again", kit)
-        end_untrusted(kit, links)
+                _tell_loaded(kit, audit)
+        end_untrusted(kit, links, audit)
 
 
-def end_untrusted(kit: Kit, links: Iterable[Link]) -> None:
+def _tell_loaded(kit: Kit, audit: Audit, reason: str = "") -> None:
+    if audit.wanted:
+        own, trust = kit.identity, kit.trust
+        audit.tell(
+            IdentityLoaded(
+                loaded=not reason, certificate=own.fingerprint, not_after=own.not_after, roots=len(trust.roots),
+                revoked=sum(len(serials) for serials in trust.revoked.values()), reason=reason,
+            )
+        )  # fmt: skip
+
+
+def end_untrusted(kit: Kit, links: Iterable[Link], audit: Audit) -> None:
     """End every link whose peer has proven an identity that is no longer valid."""
     for link in list(links):
         if link.proven is None:
@@ -126,3 +140,5 @@ def end_untrusted(kit: Kit, links: Iterable[Link]) -> None:
             else:
                 _log.warning("link to %s ends: %s", link.peer, exc)
                 link.leave("refused", exc.code)
+                if audit.wanted:
+                    audit.tell(IdentityEnded(peer=link.peer, code=exc.code, certificate=link.proven.fingerprint))

@@ -6,7 +6,8 @@ What runs on these models gets them handed in, and imports this module no sooner
 takes longer to load than all the rest of ``import fanstream``.
 """
 
-from typing import Annotated, Final, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +23,17 @@ WIDEST: Final = 4096  # objects: the largest window
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _LARGEST: Final = 2**63 - 1  # what HELLO can say of a window
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A policy that was made in code: ``fanstream.security.Policy``, which needs ``fanstream[security]``."""
+
+    def judge_stream(self, opener: Any, target: Any, channel: str, topic: str) -> Any:
+        """Say whether a stream may be opened."""
+
+
+PolicySource = Path | Judge
 
 
 class _Frozen(BaseModel):
@@ -159,6 +171,8 @@ class EngineSettings(_Frozen):
         suite: how this engine seals: ``pq``, ``pq-sha256`` or ``fips``, the same at all sites of a federation. None is
             ``pq`` where BLAKE3 is installed, and ``pq-sha256`` elsewhere.
         sealed_only: streams that are not sealed are refused.
+        policy: who may open streams to whom, and register what: a file, watched while the engine runs, or a
+            ``fanstream.security.Policy``. What it does not allow is denied; without one, all is allowed.
         workers: threads for synchronous producers and consumers.
     """
 
@@ -177,6 +191,7 @@ class EngineSettings(_Frozen):
     public_props: dict[str, str] = {}
     suite: Literal["pq", "pq-sha256", "fips"] | None = None
     sealed_only: bool = False
+    policy: PolicySource | None = None
     workers: Annotated[int, Field(ge=1)] = 40
 
     @model_validator(mode="after")

@@ -156,6 +156,11 @@ class OutgoingStream:
         """Whether an ABORT was sent."""
         return self._aborted
 
+    @property
+    def abort_code(self) -> str:
+        """The code of the ABORT that was sent, if any."""
+        return self._rc_of_abort or ""
+
     def wakeup(self) -> Wakeup:
         """Make a wake-up of the engine's loop."""
         return self._host.face.wakeup()

@@ -17,7 +17,7 @@ from fanstream.codec import Codec, tags
 from fanstream.errors import CodecError, RemoteProtocolError
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Route, Surroundings
+from fanstream.protocol.core import LinkCore, Refusal, Route, Routing, Surroundings
 from fanstream.protocol.events import Event, ObjectArrived, Opened, ReplyArrived
 from fanstream.protocol.frames import HEADER, NO_STREAM, FrameType
 from fanstream.protocol.leg import LegState
@@ -210,7 +210,7 @@ def hub(data: bytes) -> None:
     """A hub between two sites: whatever it lets through from one, the link of the other goes on."""
     sides: dict[str, Side] = {}
 
-    def route(core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
+    def route(core: LinkCore, routing: Routing, target: str) -> LinkCore | Refusal | None:
         return sides["site-1"].core if target == "site-1" else Refusal(ReturnCode.COMMUNICATION_ERROR, "no way")
 
     shared = _around(route)

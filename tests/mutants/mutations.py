@@ -240,7 +240,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/core.py",
-        "if there >= limit and not isinstance(where, Refusal):",
+        "if there >= limit:",
         "if False:",
         "one site opens any number of streams",
         (*_CORE, "threats/test_t17_open_and_reset_flood.py"),
@@ -944,7 +944,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "membership.py",
-        "        end_untrusted(kit, links)\n",
+        "        end_untrusted(kit, links, audit)\n",
         "        pass\n",
         "links of who was revoked go on",
         ("threats/test_t23_expiry_rotation_revocation.py",),

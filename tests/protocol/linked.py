@@ -9,7 +9,7 @@ from fanstream.codec import Codec
 from fanstream.codec.codec import Encoded
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import Admit, LinkCore, Refusal, Route, Surroundings
+from fanstream.protocol.core import Admit, LinkCore, Refusal, Route, Routing, Surroundings
 from fanstream.protocol.events import Event, Opened
 from fanstream.protocol.frames import MAGIC
 from fanstream.protocol.opener import OpenerLeg
@@ -21,7 +21,7 @@ CODEC = Codec()
 _E = TypeVar("_E", bound=Event)
 
 
-def here(core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
+def here(core: LinkCore, routing: Routing, target: str) -> LinkCore | Refusal | None:
     return None
 
 
@@ -181,7 +181,7 @@ class Hub:
         self.site = Side("site-1", dialler=True)
         self.pairs: tuple[Pair, ...] = (connect(self.server, self.near), connect(self.site, self.far))
 
-    def route(self, core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
+    def route(self, core: LinkCore, routing: Routing, target: str) -> LinkCore | Refusal | None:
         if target == "site-1":
             return self.far.core
         return Refusal("COMMUNICATION_ERROR", f"no {target} here")

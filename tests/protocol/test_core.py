@@ -9,13 +9,14 @@ import pytest
 from fanstream.errors import CodecError, LocalProtocolError, RemoteProtocolError
 from fanstream.options import Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal
+from fanstream.protocol.core import LinkCore, Refusal, Routing
 from fanstream.protocol.events import (
     Aborted,
     Departed,
     EndAnnounced,
     Ended,
     EndingBegun,
+    Forwarded,
     Greeted,
     Lost,
     ObjectArrived,
@@ -439,8 +440,8 @@ def test_an_aborted_leg_does_not_wait_for_the_grant_of_its_replies() -> None:
 
 
 def test_a_route_may_refuse() -> None:
-    def nowhere(core: LinkCore, opener: str, target: str) -> Refusal:
-        return Refusal("COMMUNICATION_ERROR", f"no way from {opener} to {target}")
+    def nowhere(core: LinkCore, routing: Routing, target: str) -> Refusal:
+        return Refusal("COMMUNICATION_ERROR", f"no way from {routing.opener} to {target}")
 
     pair = left, right = linked(None, surroundings(nowhere))
     leg = left.core.open(opening(), 0, b"")
@@ -681,7 +682,7 @@ def test_a_hub_forwards_a_stream_of_large_objects(step: int) -> None:
     hub.pump()
     hub.assert_no_route()
     assert (hub.near.core.stray, hub.far.core.stray) == (0, 0)
-    assert (hub.near.events, hub.far.events) == ([], [])
+    assert (hub.near.events, hub.far.events) == ([Forwarded(sender.opening, "site-1")], [])
 
 
 def test_a_hub_says_that_a_target_is_unknown() -> None:

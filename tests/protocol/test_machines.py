@@ -18,7 +18,7 @@ from fanstream.codec.codec import Encoded
 from fanstream.codec.memory import Memory
 from fanstream.options import Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Surroundings
+from fanstream.protocol.core import LinkCore, Refusal, Routing, Surroundings
 from fanstream.protocol.events import (
     Aborted,
     EndAnnounced,
@@ -30,6 +30,7 @@ from fanstream.protocol.events import (
     Opened,
     Refused,
     ReplyArrived,
+    StreamEvent,
 )
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.protocol.receiver import ReceiverLeg
@@ -82,7 +83,7 @@ class Node:
         self.shared: Surroundings = surroundings(self.route, limits=bounds)
         self.sides: dict[str, Side] = {}
 
-    def route(self, core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
+    def route(self, core: LinkCore, routing: Routing, target: str) -> LinkCore | Refusal | None:
         if target == self.name:
             return None
         side = self.sides.get(target)
@@ -328,8 +329,8 @@ class Streams(RuleBasedStateMachine):
                 event.leg.owner = stream
                 if stream not in self.streams:  # its opener has forgotten it, and its ABORT follows
                     self.streams.append(stream)
-            else:
-                self.hear(event, event.leg.owner)  # type: ignore[attr-defined]  # all others concern a stream
+            elif isinstance(event, StreamEvent):  # what a hub has forwarded, or refused, concerns none of its own
+                self.hear(event, event.leg.owner)
         self.streams = [stream for stream in self.streams if not self.is_gone(stream)]
 
     @staticmethod

@@ -11,7 +11,7 @@ import pytest
 
 from fanstream.errors import RemoteProtocolError
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Surroundings
+from fanstream.protocol.core import LinkCore, Refusal, Routing, Surroundings
 from fanstream.protocol.events import (
     Aborted,
     EndAnnounced,
@@ -505,7 +505,7 @@ class Hub:
             self.site = Side("site-1", dialler=True, shared=self.right)
             connect(self.site, self.far)
 
-    def route(self, core: LinkCore, opener: str, target: str) -> LinkCore | Refusal | None:
+    def route(self, core: LinkCore, routing: Routing, target: str) -> LinkCore | Refusal | None:
         side = {"server": self.near, "site-1": self.far}.get(target)
         return Refusal("COMMUNICATION_ERROR", "no way") if side is None else side.core
 

@@ -10,7 +10,7 @@ from ..errors import LocalProtocolError, RemoteProtocolError
 from ..shareable import ReturnCode
 from . import bodies
 from .budget import ASIDE, Budget
-from .events import Event, Lost, Opened
+from .events import Event, Forwarded, Lost, Opened, TurnedAway
 from .frames import MAX_ALIAS, NO_STREAM, PAYLOAD_SIZE, U32, Flag, FrameType, pack
 from .inbound import Decoders, Inbound, NoRoomError
 from .opener import OpenerLeg
@@ -39,8 +39,11 @@ class Refusal:
     reason: str
 
 
-Route = Callable[["LinkCore", str, str], "LinkCore | Refusal | None"]
-"""Where a stream of an opener to a target goes: None to this site, another link to be forwarded, or nowhere."""
+Routing = bodies.Opening | bodies.Resumption
+"""What says where a stream goes, as it begins or goes on."""
+
+Route = Callable[["LinkCore", Routing, str], "LinkCore | Refusal | None"]
+"""Where a stream to a target goes: None to this site, another link to be forwarded, or nowhere."""
 
 Admit = Callable[[bodies.Opening], Refusal | None]
 """Whether this site takes a stream."""
@@ -465,11 +468,13 @@ class LinkCore:
                 f"OPEN of a stream with an id of {len(opening.stream)} bytes, target {target} of "
                 f"{len(opening.targets)} and a backlog of {opening.backlog}"
             )
-        where = self._way(opening.opener, opening.targets[target])
+        where = self._shared.route(self, opening, opening.targets[target])
+        if not isinstance(where, Refusal):
+            where = self._too_many(opening.opener) or where
         if where is None:
             where = self._admit(opening) or self._shared.admit(opening)
         if isinstance(where, Refusal):
-            self._refuse(alias, target, where)
+            self._turn_away(alias, target, opening, where)
             return
         if where is None:
             leg = ReceiverLeg(self, alias, opening, target)
@@ -489,29 +494,29 @@ class LinkCore:
                 f"RESUME of a stream with an id of {len(resumption.stream)} bytes, target {target} of "
                 f"{len(resumption.targets)}"
             )
-        where = self._shared.route(self, resumption.opener, resumption.targets[target])
-        if where is not None:  # a route is a stream anew
-            where = self._way(resumption.opener, resumption.targets[target])
+        where = self._shared.route(self, resumption, resumption.targets[target])
+        if isinstance(where, LinkCore):  # a route is a stream anew
+            where = self._too_many(resumption.opener) or where
         if isinstance(where, LinkCore):
             self._forward(alias, target, resumption, where, FrameType.RESUME, seq, body)
             return
-        leg = None if where is not None else self.keeper.find(resumption.opener, resumption.stream)
+        if isinstance(where, Refusal):
+            self._turn_away(alias, target, resumption, where)
+            return
+        leg = self.keeper.find(resumption.opener, resumption.stream)
         if leg is None or leg.opening.life != resumption.life:
-            where = where or Refusal(ReturnCode.RUN_MISMATCH, f"{self.me.site} does not have this stream")
-            self._refuse(alias, target, where)
+            self._refuse(alias, target, Refusal(ReturnCode.RUN_MISMATCH, f"{self.me.site} does not have this stream"))
             return
         leg.resume(self, alias, target, seq, resumption)
         self._count_stream(leg.opener)
 
-    def _way(self, opener: str, target: str) -> LinkCore | Refusal | None:
-        """Say where a new stream goes, unless its opener has too many."""
-        where = self._shared.route(self, opener, target)
+    def _too_many(self, opener: str) -> Refusal | None:
         limit = self._limits.streams
         # Those suspended count, or a site could open as many again over each new link.
         there = max(self._peer_streams.get(opener, 0), self.keeper.count(opener))
-        if there >= limit and not isinstance(where, Refusal):
+        if there >= limit:
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{limit} streams of {opener} are open")
-        return where
+        return None
 
     def _admit(self, opening: bodies.Opening) -> Refusal | None:
         if self._shared.resets.too_many(opening.opener, self.session.last_received):
@@ -526,6 +531,10 @@ class LinkCore:
                 f"a backlog of {opening.backlog} objects, limit {self._limits.backlog}",
             )
         return None
+
+    def _turn_away(self, alias: int, target: int, routing: Routing, refusal: Refusal) -> None:
+        self._refuse(alias, target, refusal)
+        self.events.append(TurnedAway(routing, routing.targets[target], refusal.rc, refusal.reason))
 
     def _refuse(self, alias: int, target: int, refusal: Refusal) -> None:
         cause = bodies.Cause(refusal.rc, self.me.site, refusal.reason, self.me.incarnation)
@@ -543,7 +552,7 @@ class LinkCore:
         self,
         alias: int,
         target: int,
-        routing: bodies.Opening | bodies.Resumption,
+        routing: Routing,
         onward: LinkCore,
         kind: FrameType,
         seq: int,
@@ -559,5 +568,6 @@ class LinkCore:
         self._take_in(alias, near)
         onward.legs[far_alias] = far
         onward.scheduler.control(pack(kind, far_alias, seq, body=bytes(body), flags=Flag.CRITICAL, target=target))
+        self.events.append(Forwarded(routing, site))
         near.widen(self._limits.relay_window)
         far.widen(self._limits.relay_window)

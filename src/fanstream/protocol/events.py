@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bodies import Goodbye, Hello, Presence
+    from .bodies import Goodbye, Hello, Opening, Presence, Resumption
     from .opener import OpenerLeg
     from .receiver import ReceiverLeg
 
@@ -78,6 +78,28 @@ class Opened(Event):
     def __init__(self, leg: ReceiverLeg, body: bytes) -> None:
         self.leg = leg
         self.body = body
+
+
+class Forwarded(Event):
+    """A stream was sent on to another link, for the first time or after a break."""
+
+    __slots__ = ("routing", "target")
+
+    def __init__(self, routing: Opening | Resumption, target: str) -> None:
+        self.routing = routing
+        self.target = target
+
+
+class TurnedAway(Event):
+    """A stream was not taken, or not sent on; its opener has heard why."""
+
+    __slots__ = ("rc", "reason", "routing", "target")
+
+    def __init__(self, routing: Opening | Resumption, target: str, rc: str, reason: str) -> None:
+        self.routing = routing
+        self.target = target
+        self.rc = rc
+        self.reason = reason
 
 
 class StreamEvent(Event):

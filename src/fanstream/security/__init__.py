@@ -13,6 +13,7 @@ except ImportError as exc:
 from .authority import Authority, Issued, KeyKind
 from .identity import Identity, Role
 from .kit import Kit, KitSettings
+from .policy import Policy
 from .trust import Trust
 
-__all__ = ["Authority", "Identity", "Issued", "KeyKind", "Kit", "KitSettings", "Role", "Trust"]
+__all__ = ["Authority", "Identity", "Issued", "KeyKind", "Kit", "KitSettings", "Policy", "Role", "Trust"]

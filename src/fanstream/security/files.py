@@ -16,8 +16,13 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
-def read_checked(path: Path, *, secret: bool = False) -> bytes:
+def read_checked(path: Path, *, secret: bool = False, again: str = "Copy the whole kit again") -> bytes:
     """Read a file that nobody else may change; and, where it is secret, that nobody else may read.
+
+    Args:
+        path: the file.
+        secret: whether others may not even read it.
+        again: what to do where the file is not the one that it should be.
 
     Raises:
         KitError: it is not there, is too long, or is open to others.
@@ -25,22 +30,22 @@ def read_checked(path: Path, *, secret: bool = False) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
         try:
-            _check_access(path, os.fstat(descriptor), secret=secret)
+            _check_access(path, os.fstat(descriptor), secret=secret, again=again)
             data = os.read(descriptor, _LARGEST + 1)
         finally:
             os.close(descriptor)
     except FileNotFoundError as exc:
-        raise KitError(path, "is not there", "Copy the whole kit again") from exc
+        raise KitError(path, "is not there", again) from exc
     except OSError as exc:
         raise KitError(path, f"cannot be read: {exc.strerror}", "Let the engine's user read it") from exc
     if len(data) > _LARGEST:
-        raise KitError(path, f"has more than {_LARGEST} bytes", "Copy the kit again")
+        raise KitError(path, f"has more than {_LARGEST} bytes", again)
     return data
 
 
-def _check_access(path: Path, status: os.stat_result, *, secret: bool) -> None:
+def _check_access(path: Path, status: os.stat_result, *, secret: bool, again: str) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise KitError(path, "is no regular file", "Copy the kit again")
+        raise KitError(path, "is no regular file", again)
     if os.name != "posix":  # elsewhere the mode says nothing
         return
     if status.st_uid not in (os.geteuid(), 0):
