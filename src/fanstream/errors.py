@@ -86,7 +86,7 @@ class SealError(SecurityError):
 
 
 class KitError(SecurityError):
-    """A file of a kit, or of a federation's folder, is missing, broken, out of date or open to others.
+    """A file of a kit or of a federation's folder, or a policy, is missing, broken, out of date or open to others.
 
     Attributes:
         path: the file.

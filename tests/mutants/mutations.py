@@ -35,6 +35,10 @@ _RECEIVER: Final = ("test_contract_receiver.py",)
 _FILE: Final = ("streamers/test_file.py",)
 _RESUME: Final = ("protocol/test_resume.py", "test_resume.py")
 _HOSTILE: Final = ("test_hostile_peers.py",)
+_POLICY: Final = ("security/test_policy.py",)
+_AUTHORIZATION: Final = ("security/test_authorization.py",)
+_AUDIT: Final = ("observe/test_audit.py",)
+_EVENTS: Final = ("observe/test_engine_events.py",)
 
 MUTATIONS: Final[tuple[Mutation, ...]] = (
     # --- once, in order, from the right one ---
@@ -1124,5 +1128,153 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        if False:\n",
         "nobody hears that the resume window is over",
         _RESUME,
+    ),
+    # --- who may do what, and who hears of it ---
+    Mutation(
+        "security/policy.py",
+        "_DENIED: Final = Decision(allowed=False)",
+        "_DENIED: Final = Decision(allowed=True)",
+        "what no rule fits is allowed",
+        _POLICY,
+    ),
+    Mutation(
+        "security/policy.py",
+        "fits = rule.channel.meet(channels) and rule.topic.meet(topics)",
+        "fits = rule.channel.cover(channels) and rule.topic.cover(topics)",
+        "a wildcard registers what is denied",
+        _POLICY,
+    ),
+    Mutation(
+        "security/policy.py",
+        "fits = rule.channel.cover(channels) and rule.topic.cover(topics)",
+        "fits = rule.channel.meet(channels) and rule.topic.meet(topics)",
+        "a wildcard registers more than is allowed",
+        _POLICY,
+    ),
+    Mutation(
+        "security/policy.py",
+        "(rule.decision.allowed or rule.everything)",
+        "True",
+        "a denial of one topic is one of all, where the topic is not known",
+        _POLICY,
+    ),
+    Mutation(
+        "security/policy.py",
+        "            if covers(earlier, rule):\n",
+        "            if False:\n",
+        "a rule that is never reached is taken",
+        _POLICY,
+    ),
+    Mutation(
+        "security/policy.py",
+        "            if other != name:\n",
+        "            if False:\n",
+        "names that differ in case alone are taken",
+        _POLICY,
+    ),
+    Mutation(
+        "security/policy.py",
+        "return party.role in self.roles or party.name in self.names",
+        "return party.role in self.roles or party.name.casefold() in self.names",
+        "a site of another case is the site that a rule names",
+        (*_POLICY, *_AUTHORIZATION),
+    ),
+    Mutation(
+        "authorization.py",
+        "            if not decision.allowed:\n",
+        "            if False:\n",
+        "an opener does not ask its own policy",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "authorization.py",
+        "        if decision.allowed:\n            return None\n",
+        "        return None\n",
+        "hub and receiver refuse nothing",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "authorization.py",
+        "if address is None or address[0].startswith(OWN):",
+        "if address is None or not address[0] or address[0].startswith(OWN):",
+        "a stream without a channel reaches wildcards",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "authorization.py",
+        "            decision = self._policy.judge_any_stream(*parties)\n",
+        "            return type(self._policy.judge_any_stream(*parties))(allowed=True)\n",
+        "who may open nothing asks for pre-keys, and goes on with streams through a hub",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "authorization.py",
+        "        elif here:\n",
+        "        elif True:\n",
+        "a hub lets pass whatever says that it goes on",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "authorization.py",
+        "                self._policy, self._stamp = policy, stamp\n",
+        "                self._stamp = stamp\n",
+        "a new policy is loaded, and not used",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "connections.py",
+        "        if self._authorization is not None:  # before anything is said of which sites there are\n",
+        "        if self._authorization is not None and target != self.name:\n",
+        "a receiver does not ask its policy",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "connections.py",
+        '"hub" if link.dialler and hello is not None and hello.hub else "site"',
+        '"hub" if hello is not None and hello.hub else "site"',
+        "who dials in is a hub if it says so",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "engine.py",
+        "            self._authorization.check_registration(channel, topic)\n",
+        "            pass\n",
+        "anything may be registered",
+        _AUTHORIZATION,
+    ),
+    Mutation(
+        "observe/audit.py",
+        "            self.dropped += 1\n",
+        "            pass\n",
+        "events are dropped, and nobody knows",
+        _AUDIT,
+    ),
+    Mutation(
+        "observe/audit.py",
+        'f"{name}={json.dumps(value)}"',
+        'f"{name}={value}"',
+        "a peer's name breaks the line of a log",
+        _AUDIT,
+    ),
+    Mutation(
+        "observe/events.py",
+        "            if isinstance(value, str) and len(value) > _LONGEST:\n",
+        "            if False:\n",
+        "a peer's name fills the log",
+        _AUDIT,
+    ),
+    Mutation(
+        "auditing.py",
+        "    if stream.refused is not None:\n",
+        "    if False:\n",
+        "a stream that nobody takes is told as one that has ended",
+        _EVENTS,
+    ),
+    Mutation(
+        "auditing.py",
+        "objects=gathering.objects, sites=sites,",
+        "objects=gathering.objects, sites={**sites, '': {'context': str(stream.fl_ctx.get_job_id())}},",
+        "an event holds the job's name",
+        _EVENTS,
     ),
 )

@@ -77,6 +77,7 @@ async def test_events_come_in_their_order_and_end_with_the_engine() -> None:
     audit.close()
     assert await read(stream) == ["a", "b", "c"]
     assert await read(stream) == []
+    assert await read(audit.listen(1)) == [], "nor does anything follow for who comes later"
 
 
 async def test_of_a_slow_reader_the_oldest_are_dropped_and_counted() -> None:

@@ -337,3 +337,14 @@ def test_the_end_is_told_in_time(federation: Federation, caplog: pytest.LogCaptu
     clock.ahead = kit.identity.not_after - time.time() - 13 * 86_400
     kit.reload()
     assert "the certificate expires in 13.0 days. Have the kit renewed" in caplog.text
+
+
+def test_a_policy_in_the_settings_is_looked_for_in_the_kit(federation: Federation) -> None:
+    folder = federation.kits / "site-1"
+    settings = folder / "kit.toml"
+    settings.write_text(settings.read_text() + '\n[engine]\npolicy = "policy.toml"\n')
+    assert Kit.load(folder).settings.engine.policy == folder / "policy.toml"
+    with pytest.raises(KitError, match=r"policy\.toml: is not there. Copy the policy again"):
+        StreamEngine.from_kit(folder)
+    settings.write_text(settings.read_text().replace("policy.toml", "/elsewhere/policy.toml"))
+    assert Kit.load(folder).settings.engine.policy == Path("/elsewhere/policy.toml")

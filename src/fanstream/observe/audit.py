@@ -89,6 +89,7 @@ class Audit:
     def __init__(self, engine: str) -> None:
         self._engine = engine
         self._listeners: list[EventStream] = []
+        self._closed = False
 
     @property
     def wanted(self) -> bool:
@@ -110,6 +111,8 @@ class Audit:
         """Return the events from now on."""
         stream = EventStream(buffer, self._forget)
         self._listeners.append(stream)
+        if self._closed:
+            stream.close()
         return stream
 
     def _forget(self, stream: EventStream) -> None:
@@ -118,6 +121,7 @@ class Audit:
 
     def close(self) -> None:
         """The engine has ended: so do its listeners."""
+        self._closed = True
         for listener in list(self._listeners):
             listener.close()
 

@@ -59,7 +59,7 @@ class KitSettings(BaseModel):
         role: hub or site.
         listen: a hub's addresses.
         connect: a site's hubs, tried in order; ``?name=`` says whose certificate has to answer.
-        engine: settings of the engine.
+        engine: settings of the engine; a relative path of a policy is one within the kit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -258,13 +258,18 @@ class Kit:
 def _read_settings(path: Path) -> KitSettings:
     data = read_checked(path)
     try:
-        return KitSettings.model_validate(tomllib.loads(data.decode()))
+        settings = KitSettings.model_validate(tomllib.loads(data.decode()))
     except UnicodeDecodeError as exc:
         raise KitError(path, "is no text in UTF-8", _AGAIN) from exc
     except tomllib.TOMLDecodeError as exc:
         raise KitError(path, f"is no TOML: {exc}", "Mend it, or copy it again") from exc
     except ValidationError as exc:
         raise KitError(path, f"is refused: {first_fault(exc)}", "Mend it, or copy it again") from exc
+    policy = settings.engine.policy
+    if not isinstance(policy, Path):
+        return settings
+    engine = settings.engine.model_copy(update={"policy": path.parent / policy})
+    return settings.model_copy(update={"engine": engine})
 
 
 def first_fault(exc: ValidationError) -> str:
