@@ -13,7 +13,7 @@ from fanstream import EngineSettings, Shareable, StreamEngine, StreamOptions, St
 from fanstream.errors import BrokenError
 from fanstream.options import Limits
 from fanstream.testing import FaultyNetwork
-from tests.federation import Keeper, Numbers, delayed, federation, on_memory, over_sockets, within_the_process
+from tests.federation import Keeper, Numbers, delayed, federation, on_memory, over_sockets, until, within_the_process
 
 pytestmark = pytest.mark.anyio
 
@@ -306,26 +306,41 @@ async def test_an_abort_reaches_a_site_whose_way_comes_back(transport: str) -> N
 
 
 @within_the_process
-async def test_the_end_waits_for_a_site_whose_way_is_broken(transport: str) -> None:
+@pytest.mark.parametrize("seconds", [5, 30])
+@pytest.mark.parametrize("value", [None, "enough"])
+async def test_the_end_is_heard_when_the_way_is_back(transport: str, seconds: float, value: str | None) -> None:
     with FaultyNetwork(delayed(0.05)) as network:
         async with federation(transport, 1, settings=EngineSettings(retry_max=1.0)) as fed:
             keeper = Keeper().register(fed.sites["site-1"])
             producer = Numbers(1)
+            moments: list[float] = []
 
             async def outage() -> None:
                 network.links[-1].cut()
                 network.refused.update(("server", "site-1"))
-                await anyio.sleep(30)
+                moments.append(anyio.current_time())
+                await anyio.sleep(seconds)
                 network.refused.clear()
 
-            async def judge(n: int, replies: Any) -> None:
+            async def judge(n: int, replies: Any) -> str | None:
                 tg.start_soon(outage)
                 await anyio.sleep(0.01)
+                return value
 
             producer.judge = judge
             async with anyio.create_task_group() as tg:
                 result = await fed.stream(producer)
-            assert (result.rc, result.complete, keeper.rcs) == ("OK", True, ["OK"])
+                took = anyio.current_time() - moments[0]
+            site = result.sites["site-1"]
+            if value is None and seconds < 10:
+                assert (result.rc, result.complete) == ("OK", True)
+            else:
+                assert took == pytest.approx(0.01 if value else 10.01, abs=1e-3)
+                assert (site.rc, site.outcomes) == ("COMMUNICATION_ERROR", {"replied": 1})
+                assert site.reason == "its way was broken when the stream ended"
+                assert result.rc == ("OK" if value else "COMMUNICATION_ERROR")
+            await until(lambda: bool(keeper.rcs), 60)
+            assert keeper.rcs == ["OK"]
 
 
 @on_memory

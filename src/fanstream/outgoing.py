@@ -551,27 +551,26 @@ class OutgoingStream:
             word = b"" if self._seal is None else self._seal.words[leg.site].end(leg.sent, withdraw)
             leg.end(withdraw=withdraw, word=word)
         self._unended = set(self._legs)
-        await self._wait_for_ends()
-        for name in list(self._legs):
-            reason = f"did not acknowledge the end within {self._options.end_timeout} s"
-            leg = self._legs.pop(name)
-            self._abort_leg(leg, ReturnCode.TIMEOUT, reason)
-            leg.close()
-            self._leave(name, Standing.DROPPED, ReturnCode.TIMEOUT, Outcome.ABORTED, reason)
-            self.gathering.end(name, ReturnCode.TIMEOUT, None, reason)
-
-    async def _wait_for_ends(self) -> None:
-        """Wait for what sites say of their end; one whose way is broken has until its resume window is over."""
         legs = self._legs
-        while self._unended:
-            if any(not legs[name].attached for name in self._unended):
+        with anyio.move_on_after(self._options.end_timeout):
+            # What is taken back needs no site that cannot be told.
+            while any(legs[name].attached or not withdraw for name in self._unended):
                 await self._changed.wait()
-                continue
-            with anyio.move_on_after(self._options.end_timeout) as bound:
-                while self._unended and all(legs[name].attached for name in self._unended):
-                    await self._changed.wait()
-            if bound.cancelled_caught:
-                return
+        for name in list(legs):
+            self._end_without(name, legs.pop(name), withdraw=withdraw)
+
+    def _end_without(self, name: str, leg: OpenerLeg, *, withdraw: bool) -> None:
+        """End the stream without a site's acknowledgement."""
+        rc, reason = ReturnCode.TIMEOUT, f"did not acknowledge the end within {self._options.end_timeout} s"
+        if not leg.attached:
+            rc, reason = ReturnCode.COMMUNICATION_ERROR, "its way was broken when the stream ended"
+        if not leg.attached and (withdraw or not self.gathering.sites[name].backlog):
+            leg.owner = None  # should the way come back in time, the site hears the end
+        else:
+            self._abort_leg(leg, rc, reason)
+            leg.close()
+        self._leave(name, Standing.DROPPED, rc, Outcome.ABORTED, reason)
+        self.gathering.end(name, rc, None, reason)
 
     def abort(self, rc: str, reason: str) -> None:
         """Send ABORT to every site, now; never waits."""

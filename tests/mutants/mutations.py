@@ -550,8 +550,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "outgoing.py",
-        "with anyio.move_on_after(self._options.end_timeout) as bound:",
-        "with anyio.CancelScope() as bound:",
+        "with anyio.move_on_after(self._options.end_timeout):",
+        "with anyio.CancelScope():",
         "the end of a stream waits for ever",
         _SENDER,
     ),
