@@ -85,6 +85,7 @@ ONCE: Final = (
     "mutants",
     "processes",
     "protocol/test_machines.py",
+    "protocol/test_resume_machine.py",
     "security/test_members.py",
     "soak",
     "test_benchmarks.py",

@@ -55,7 +55,8 @@ class Legs:
             self.waiting.remove(leg)
 
     def lingers(self, leg: OpenerLeg | ReceiverLeg) -> None:
-        self.lingering.append(leg)
+        if leg not in self.lingering:
+            self.lingering.append(leg)
 
     def closed(self, leg: OpenerLeg | ReceiverLeg) -> None:
         self.resumed(leg)
