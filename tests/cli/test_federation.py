@@ -66,6 +66,21 @@ def test_what_fails_says_so_on_one_line_and_has_a_status(folder: Path, capsys: p
     assert "is no folder" in capsys.readouterr().err
 
 
+def test_check_reads_the_policy_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["provision", "federation.toml", "--out", "out"]) == 0
+    kit = folder / "out" / "kits" / "site-1"
+    settings = kit / "kit.toml"
+    settings.write_text(settings.read_text() + '\n[engine]\npolicy = "policy.toml"\n')
+    policy = kit / "policy.toml"
+    rule = '[[streams]]\nname = "all"\neffect = "allow"\nfrom = "*"\nto = "*"\nchannel = "*"\ntopic = "*"\n'
+    policy.write_text(rule)
+    assert main(["check", str(kit)]) == 0
+    assert "policy.toml: 1 about streams, 0 about registrations" in capsys.readouterr().out
+    policy.write_text(rule.replace("allow", "Allow"))
+    assert main(["check", str(kit)]) == 1
+    assert "policy.toml: is refused: streams[0].effect: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["chek"], ["provision", "federation.toml"], ["revoke", "out"]])
 def test_a_misspelt_command_has_a_status_of_its_own(
     arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]

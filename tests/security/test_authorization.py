@@ -378,6 +378,19 @@ async def test_sealed_streams_need_the_stream_to_be_allowed_and_no_more(transpor
         assert keeper.log == []
 
 
+@on_memory
+async def test_a_sealed_stream_that_is_denied_tells_why_though_not_by_whom(transport: str) -> None:
+    own = policy(rule("updates alone", channel="models", topic="update"))
+    async with federation(transport, 2, settings=having(site2=own), identity=identities()) as fed:
+        keeper = Keeper().register(fed.sites["site-2"])
+        result = await attempt(fed.sites["site-1"], "site-2", secure=True)
+        assert result.rc == ReturnCode.COMMUNICATION_ERROR
+        assert result.sites["site-2"].reason == (
+            "site-2, or the hub before it, refused: UNSAFE_JOB: the policy of site-2 denies it: no rule allows it"
+        )
+        assert keeper.log == []
+
+
 @asynccontextmanager
 async def members(provisioned: Provisioned, server: Policy) -> AsyncIterator[tuple[StreamEngine, StreamEngine]]:
     with anyio.fail_after(20):

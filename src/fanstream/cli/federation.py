@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from ..security import Kit
+from ..security import Kit, Policy
 from ..security.provision import Federation, Plan
 from .app import commands
 
@@ -98,7 +98,7 @@ def retire_roots(folder: Path) -> None:
 
 @commands.command
 def check(kit: Path) -> None:
-    """Check a kit, as the engine does when it starts.
+    """Check a kit, and the policy that its settings name, as the engine does when it starts.
 
     Parameters
     ----------
@@ -109,6 +109,10 @@ def check(kit: Path) -> None:
     own = loaded.identity
     _say(f"{own.name}, a {own.role} of {own.federation}, until {_day(own.not_after)}")
     _say(f"revocation lists: {', '.join(str(number) for number in loaded.trust.numbers.values())}")
+    policy = loaded.settings.engine.policy
+    if isinstance(policy, Path):
+        rules = Policy.load(policy)
+        _say(f"rules of {policy}: {len(rules.streams)} about streams, {len(rules.registrations)} about registrations")
 
 
 def _day(timestamp: float) -> str:
