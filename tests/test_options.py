@@ -80,6 +80,7 @@ ENGINE_SETTINGS: dict[str, list[tuple[Any, str]]] = {
     "sealed_only": [("perhaps", "perhaps"), (None, "None")],
     "policy": [(5, "5"), ({}, "Judge")],
     "workers": [(0, "1 .*=0")],
+    "journal": [(1, "path.*1")],
 }
 
 REFUSED = [

@@ -21,6 +21,7 @@ from .protocol.core import LinkCore, Refusal, Routing, Surroundings
 from .protocol.events import Forwarded, Opened, PresenceChanged, TurnedAway
 from .protocol.frames import MAGIC
 from .protocol.inbound import Decoders
+from .protocol.receiver import ReceiverLeg
 from .protocol.relay import FIRST_WINDOW
 from .protocol.session import SessionState
 from .resuming import Resuming
@@ -33,9 +34,8 @@ from .transports.base import Listener, Wire
 from .transports.memory import LOCAL, MemoryListener, network_now, watch
 
 if TYPE_CHECKING:
+    from .journal import Journal, Kept
     from .options import EngineSettings
-
-if TYPE_CHECKING:
     from .security.kit import Kit
 
 _log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Connections:
         opened: called with each incoming stream.
         authorization: the engine's policy, if it has one.
         audit: hears of links, and of streams that come in, are forwarded or refused.
+        journal: where incoming streams are kept, if they are.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Connections:
         opened: Callable[[Opened], object],
         authorization: Authorization | None,
         audit: Audit,
+        journal: Journal | None = None,
     ) -> None:
         self.name = name
         self._settings = settings
@@ -106,7 +108,14 @@ class Connections:
             [],
             MAGIC,
         )
-        self._resuming = Resuming(self.deadlines, self.face.time, limits.resume_window, self._way_to, self._wanted)
+        self._resuming = Resuming(
+            self.deadlines,
+            self.face.time,
+            limits.resume_window,
+            self._way_to,
+            self._wanted,
+            None if journal is None else journal.forget,
+        )
         self._shared = Surroundings.make(settings, decoder, self._route, admit, self._resuming)
 
     # --- lifetime ---
@@ -158,6 +167,13 @@ class Connections:
     def life(self) -> bytes:
         """This engine's incarnation."""
         return self._hello.incarnation
+
+    def restore(self, streams: Iterable[Kept]) -> list[ReceiverLeg]:
+        """Make this site's ends of the streams that an earlier life of the engine has left."""
+        nowhere = LinkCore(self._hello, self._shared, dialler=False, on_output=lambda: None, now=self.face.time())
+        return [
+            nowhere.restore(kept.opening, kept.answered, kept.acked, {**kept.replies}, kept.ending) for kept in streams
+        ]
 
     def _way_to(self, name: str) -> LinkCore | None:
         link = self._sites.find(name)

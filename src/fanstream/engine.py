@@ -30,6 +30,7 @@ from .producing import ProducerRun
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore, Refusal
 from .protocol.events import Opened
+from .protocol.receiver import ReceiverLeg
 from .registry import Registration, Registry
 from .results import Work
 from .shareable import ReturnCode, Shareable
@@ -40,6 +41,7 @@ from .transports.addresses import parse_all
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .journal import Journal, Kept, Record
     from .options import EngineSettings, StreamOptions
     from .sealing import Sealing, SiteSeal
     from .security.kit import Kit
@@ -65,6 +67,7 @@ class StreamEngine(StreamableEngine):
         TypeError, ValueError: an argument is not what it should be.
         SecurityError: a ``tls://`` address has no kit, or one of another site or role.
         KitError: the policy's file is refused.
+        JournalError: on entering, the journal cannot be used.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class StreamEngine(StreamableEngine):
         self._incoming: set[IncomingStream] = set()
         self._known: dict[tuple[str, bytes], None] = {}  # streams by opener and id: no site can use up another's ids
         self._sweep: Deadline | None = None
+        self._journal: Journal | None = None
         self._state = "new"
 
     @classmethod
@@ -135,6 +139,10 @@ class StreamEngine(StreamableEngine):
         self.deadlines = self._tasks.deadlines
         self.limiter = anyio.CapacityLimiter(self.settings.workers)
         self._idle = self.face.wakeup()
+        if self.settings.journal is not None:
+            from .journal import Journal
+
+            self._journal = Journal(self.settings.journal, self.name, self.face)
         self._registered = anyio.Event()
         if self.identity is not None:
             from .sealing import CHANNEL, TOPIC, Sealing
@@ -154,11 +162,19 @@ class StreamEngine(StreamableEngine):
             self._opened,
             self._authorization,
             self._audit,
+            self._journal,
         )
-        await self._tasks.start()
+        kept = [] if self._journal is None else await self._journal.open()
+        try:
+            await self._tasks.start()
+        except BaseException:
+            if self._journal is not None:
+                await self._journal.aclose()
+            raise
         if self._authorization is not None:
             self._tasks.spawn(self._authorization.watch, name="policy")
         try:
+            self._restore(kept)
             await self._links.start()
         except BaseException:
             await self._stop()
@@ -176,8 +192,12 @@ class StreamEngine(StreamableEngine):
             self._links.refuse_further()
             await self.shutdown_streamer()
             await self._links.aclose()
+            if self._journal is not None:
+                await self._journal.flush()
         self._state = "closed"
         await self._tasks.stop()
+        if self._journal is not None:
+            await self._journal.aclose()
         self.codec.memory.clear()
         self._audit.close()
 
@@ -269,11 +289,30 @@ class StreamEngine(StreamableEngine):
     def _opened(self, event: Opened) -> None:
         """A peer has opened a stream at this site."""
         opening = event.leg.opening
-        self._known[opening.opener, opening.stream] = None
+        seal = self._accept(opening, event.body) if opening.sealed else None
+        record = None
+        # The keys of a sealed stream are never written down.
+        if self._journal is not None and not (opening.sealed or opening.channel.startswith(OWN)) and opening.resume:
+            record = self._journal.begin(opening, event.body)
+        self._begin(event.leg, event.body, seal, record)
+
+    def _restore(self, streams: Sequence[Kept]) -> None:
+        """Go on with what an earlier life has left, once its openers do."""
+        if self._journal is None:
+            return
+        self._tasks.spawn(self._journal.run, name="journal")
+        for kept, leg in zip(streams, self._links.restore(streams), strict=True):
+            record = self._journal.resume(kept)
+            if not leg.said_end:
+                self._begin(leg, kept.body, None, record)
+
+    def _begin(
+        self, leg: ReceiverLeg, body: bytes, seal: SiteSeal | SecurityError | None, record: Record | None
+    ) -> None:
+        self._known[leg.opener, leg.opening.stream] = None
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
-        seal = self._accept(opening, event.body) if opening.sealed else None
-        stream = IncomingStream(self, event.leg, event.body, self.run_abort_signal.child(), seal)
+        stream = IncomingStream(self, leg, body, self.run_abort_signal.child(), seal, record)
         self._incoming.add(stream)
         self._tasks.spawn(self._run_incoming, stream, name=f"incoming stream {stream.stream_id}")
 

@@ -16,6 +16,7 @@
     │   ├── SealError         sealed bytes are not what their sender sealed
     │   ├── KitError          a file of a site's kit is refused; ``.path``, ``.reason`` and ``.fix``
     │   └── IdentityError     a peer is not who it has to be; ``.code`` says in which way
+    ├── JournalError          a journal cannot be used or written; ``.path``, ``.reason`` and ``.fix``
     ├── NameInUseError        another living engine has this site's name
     └── SiteError             ``.site`` says which; ``__cause__`` says why
 
@@ -112,6 +113,22 @@ class IdentityError(SecurityError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class JournalError(EngineError):
+    """The file of a journal cannot be used, or not be written any more.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+        fix: what to do about it.
+    """
+
+    def __init__(self, path: object, reason: str, fix: str) -> None:
+        super().__init__(f"journal {path}: {reason}. {fix}")
+        self.path = str(path)
+        self.reason = reason
+        self.fix = fix
 
 
 class NameInUseError(EngineError):

@@ -18,15 +18,17 @@ from .arguments import OWN
 from .codec import Codec, Encoded
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
-from .errors import CodecError, SealError, SecurityError
-from .protocol.bodies import Cause, Ending, Opening
+from .errors import CodecError, JournalError, SealError, SecurityError
+from .protocol.bodies import Cause, Ending, Opening, encode
 from .protocol.events import Aborted, EndAnnounced, Lost, ObjectArrived, StreamEvent
+from .protocol.frames import Flag
 from .protocol.receiver import ReceiverLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import ConsumerFactory, ObjectConsumer
 from .wakeup import Face
 
 if TYPE_CHECKING:
+    from .journal import Record
     from .options import EngineSettings
     from .sealing import SiteSeal
 
@@ -45,6 +47,10 @@ class Handling:
     stream_done_cb: Callable[..., Any] | None = None
     consumed_cb: Callable[..., Any] | None = None
     cb_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+_Last = tuple[int, Encoded]
+"""This site's last reply, and the number of the object that it answers: it leaves with the end."""
 
 
 class Host(Protocol):
@@ -71,6 +77,7 @@ class _SiteFailureError(Exception):
         super().__init__(reason)
         self.rc = rc
         self.reason = reason
+        self.last: _Last | None = None
 
 
 class IncomingStream:
@@ -84,6 +91,7 @@ class IncomingStream:
         body: what came with OPEN, encoded.
         signal: triggered when the stream is aborted, for consumers that poll; below the engine's run signal.
         seal: this site's keys, if the stream is sealed; or why it has none.
+        record: the stream in the journal, if there is one.
 
     Attributes:
         rc: the return code of the end here, once there is one.
@@ -98,11 +106,13 @@ class IncomingStream:
         body: bytes,
         signal: AbortSignal,
         seal: SiteSeal | SecurityError | None = None,
+        record: Record | None = None,
     ) -> None:
         self._host = host
         self._leg = leg
         self._body = body
         self._signal = signal
+        self._record = record
         self._seal: SiteSeal | None = None
         self._unsealable: SecurityError | None = None
         if isinstance(seal, SecurityError):
@@ -116,7 +126,7 @@ class IncomingStream:
         self._final: int | None = None
         self.rc = ""
         self.refused: tuple[str, str] | None = None
-        self.consumed = 0
+        self.consumed = leg.answered  # more than 0 in a stream that an earlier life has begun
         self._stop: tuple[str, str] | None = None  # return code and reason, once something other than the opener's END
         self._idle: Deadline | None = None
         self._in_hand = False  # whether an object is being consumed
@@ -125,7 +135,7 @@ class IncomingStream:
         self._fl_ctx: FLContext
         self._peer_props: dict[str, Any] = {}
         self._plain_ok: Encoded | None = None  # what None as a reply means, once the first reply has shown the props
-        self._shown = False  # whether the opener has this site's public props
+        self._shown = leg.answered > 0  # whether the opener has this site's public props
         self._handling: Handling
         self._consumer: ObjectConsumer | None = None
         self._last: tuple[str, str] = (ReturnCode.OK, "")  # this site's last reply: its code, and the reason it gives
@@ -185,6 +195,7 @@ class IncomingStream:
     async def run(self) -> None:
         """Live until the stream has ended at this site and the opener has been told."""
         leg, opening = self._leg, self._leg.opening
+        last: _Last | None = None
         end: tuple[str, str] | None = (ReturnCode.TASK_ABORTED, "the engine ended")  # unless something else ends it
         try:
             with anyio.CancelScope() as self._scope:
@@ -197,9 +208,13 @@ class IncomingStream:
                         leg.refuse(*self.refused)
                     return
                 grace = self._host.settings.registration_grace
+                if not leg.attached:  # of an earlier life: objects come no sooner than its opener
+                    grace = max(grace, opening.resume / 1000)
                 handling = await self._host.handling(opening.channel, opening.topic, grace)
                 if handling is None:
                     reason = f"nothing is registered for {opening.channel}/{opening.topic}"
+                    if self.consumed:
+                        raise _SiteFailureError(ReturnCode.TOPIC_UNKNOWN, reason)
                     self.refused = (ReturnCode.TOPIC_UNKNOWN, reason)
                     if not self._gone:
                         self._refuse(*self.refused)
@@ -210,19 +225,20 @@ class IncomingStream:
                 self._watch_idle()
                 unsubscribe = self._signal.subscribe(partial(self.stop, ReturnCode.TASK_ABORTED, "run aborted"))
                 try:
-                    if await self._consume_all():
-                        end = None
-                        return
+                    ended_here = await self._consume_all()
                 finally:
                     unsubscribe()
+                if ended_here is not None:
+                    end, last = ended_here
+                    return
             end = self._stop or (ReturnCode.OK, "")
         except _SiteFailureError as failure:
-            end = self._stop or (failure.rc, failure.reason)
+            end, last = self._stop or (failure.rc, failure.reason), failure.last
         finally:
             if self._idle is not None:
                 self._host.deadlines.cancel(self._idle)
             if end is not None:
-                await self._end(*end)
+                await self._end(*end, last)
 
     def _refuse(self, rc: str, reason: str) -> None:
         if self._seal is None:
@@ -243,6 +259,8 @@ class IncomingStream:
         context.pop(StreamContextKey.RC, None)
         context[StreamContextKey.CHANNEL] = leg.opening.channel
         context[StreamContextKey.TOPIC] = leg.opening.topic
+        context[StreamContextKey.OPENER] = leg.opener
+        context[StreamContextKey.STREAM_ID] = self.stream_id
         context[StreamContextKey.END_STREAM] = self._end_stream
         self._stream_ctx = context
         self._peer_props = props
@@ -272,16 +290,18 @@ class IncomingStream:
             await self._news.wait()
         return self._queue.popleft()
 
-    async def _consume_all(self) -> bool:
+    async def _consume_all(self) -> tuple[tuple[str, str], _Last] | None:
         """Consume until the end.
 
         Returns:
-            True when this site ended the stream itself, and the opener has been told.
+            When this site ended the stream itself: as what, and the reply that is to carry the end.
         """
-        arrived = await self._next()
-        if arrived is None:
-            return False
+        arrived = None if self.consumed else await self._next()
+        if arrived is None and not self.consumed:
+            return None
         consumer = await self._get_consumer(arrived)
+        if arrived is None:  # an earlier life has consumed some: there is something to finalize in any case
+            arrived = await self._next()
         consume = consumer.consume if self._limiter is None else partial(call, consumer.consume, limiter=self._limiter)
         unwaited = 0
         while arrived is not None:
@@ -295,14 +315,16 @@ class IncomingStream:
             self.consumed = arrived.seq + 1
             self._leg.release(arrived.size)
             if self._stop is not None:  # a synchronous consumer that was aborted has returned
-                return False
+                return None
             if not go_on:
-                await self._end_early(arrived.seq, reply, failure)
-                return True
+                end = self._last if failure is None else (failure.rc, failure.reason)
+                return end, (arrived.seq, reply)
             if self._seal is not None:
                 reply = await self._seal.seal(arrived.seq, reply, final=False)
                 if self._gone:
-                    return False
+                    return None
+            if self._record is not None:
+                await self._keep(self._record, arrived.seq, reply)
             self._leg.reply(arrived.seq, reply)
             unwaited = unwaited + 1 if self._queue else 0
             if unwaited > _UNWAITED:
@@ -310,7 +332,14 @@ class IncomingStream:
                 await anyio.lowlevel.checkpoint()
             arrived = None  # its memory is free for the next one
             arrived = self._queue.popleft() if self._queue else await self._next()
-        return False
+        return None
+
+    async def _keep(self, record: Record, seq: int, reply: Encoded) -> None:
+        """Have it on the disk that an object was consumed, before its reply leaves."""
+        try:
+            await record.done(seq, reply, acked=self._leg.acked)
+        except JournalError as exc:
+            raise self._report(exc, "the journal") from exc
 
     async def _open(self, seal: SiteSeal, arrived: ObjectArrived) -> None:
         """Put what is in a sealed object in its place."""
@@ -320,7 +349,7 @@ class IncomingStream:
             reason = f"object {arrived.seq} is not that of {self._leg.opener}: {exc}"
             raise _SiteFailureError(ReturnCode.COMMUNICATION_ERROR, reason) from exc
 
-    async def _get_consumer(self, arrived: ObjectArrived) -> ObjectConsumer:
+    async def _get_consumer(self, arrived: ObjectArrived | None) -> ObjectConsumer:
         """Make the consumer; a failure answers the first object and ends the stream here."""
         try:
             consumer = await call(
@@ -330,7 +359,9 @@ class IncomingStream:
                 raise TypeError(f"get_consumer returned {type(consumer).__name__}, expected an ObjectConsumer")
         except Exception as exc:
             failure = self._report(exc, "get_consumer")
-            self._answer_last(arrived.seq, make_reply(failure.rc, {"reason": failure.reason}))
+            if arrived is not None:
+                reply = make_reply(failure.rc, {"reason": failure.reason})
+                failure.last = (arrived.seq, self._host.codec.encode(reply))
             raise failure from exc
         if not is_async(consumer.consume):
             self._limiter = self._host.limiter
@@ -351,6 +382,7 @@ class IncomingStream:
             if isinstance(value, CodecError):
                 raise _SiteFailureError(ReturnCode.BAD_REQUEST_DATA, str(value)) from value
             value.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props
+            self._stream_ctx[StreamContextKey.SEQ] = arrived.seq
             result = await consume(value, self._stream_ctx, self._fl_ctx)
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(f"consume returned {type(result).__name__}, expected a tuple (go on, reply)")
@@ -390,25 +422,6 @@ class IncomingStream:
             if props:
                 reply.headers[ReservedHeaderKey.PEER_PROPS] = props
 
-    async def _end_early(self, seq: int, reply: Encoded, failure: _SiteFailureError | None) -> None:
-        """End the stream at this site's own wish: the end runs first, then the reply leaves and carries it."""
-        rc, reason = self._last if failure is None else (failure.rc, failure.reason)
-        with anyio.CancelScope(shield=True):
-            rc, reason, result = await self._finish(rc, reason)
-            self.rc = rc
-            if self._seal is not None and not self._gone:
-                reply = await self._seal.seal(seq, reply, final=True)
-        if not self._gone:
-            self._leg.reply(seq, reply, final=True)
-            self._say_ended(rc, reason, result)
-
-    def _answer_last(self, seq: int, reply: Shareable) -> None:
-        if not self._gone:
-            encoded = self._host.codec.encode(reply)
-            if self._seal is not None:
-                encoded = self._seal.seal_now(seq, encoded, final=True)
-            self._leg.reply(seq, encoded, final=True)
-
     def _say_ended(self, rc: str, reason: str, result: bytes) -> None:
         if self._seal is None:
             self._leg.ended(rc, reason, result)
@@ -434,13 +447,31 @@ class IncomingStream:
             ReturnCode.EXECUTION_EXCEPTION, f"{what} failed at {self._host.name}, correlation id {correlation}"
         )
 
-    async def _end(self, rc: str, reason: str) -> None:
-        """Finalize, and acknowledge the end."""
+    async def _end(self, rc: str, reason: str, last: _Last | None) -> None:
+        """Finalize, and acknowledge the end; where there is a last reply, it leaves after that, and with it."""
+        leg = self._leg
         with anyio.CancelScope(shield=True):
             rc, reason, result = await self._finish(rc, reason)
+            if last is not None and self._seal is not None and not self._gone:
+                last = (last[0], await self._seal.seal(*last, final=True))
+            if self._record is not None and self._record.error is None and not (self._gone or leg.aborted):
+                try:
+                    await self._keep_end(self._record, encode(Ending(rc, reason, result)), last)
+                except JournalError as exc:
+                    failure = self._report(exc, "the journal")
+                    rc, reason, result, last = failure.rc, failure.reason, b"", None
             self.rc = rc
         if not self._gone:
+            if last is not None:
+                leg.reply(*last, final=True)
             self._say_ended(rc, reason, result)
+
+    async def _keep_end(self, record: Record, ending: bytes, last: _Last | None) -> None:
+        leg = self._leg
+        if last is None:
+            await record.ended(ending, leg.answered, leg.acked)
+        else:
+            await record.ended(ending, leg.answered + 1, leg.acked, (*last, int(Flag.FINAL)))
 
     async def _finish(self, rc: str, reason: str) -> tuple[str, str, bytes]:
         """Run finalize, ``stream_done_cb`` and ``return_consumer``, each whatever the one before did.

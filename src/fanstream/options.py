@@ -174,6 +174,8 @@ class EngineSettings(_Frozen):
         policy: who may open streams to whom, and register what: a file, watched while the engine runs, or a
             ``fanstream.security.Policy``. What it does not allow is denied; without one, all is allowed.
         workers: threads for synchronous producers and consumers.
+        journal: a file in which this engine keeps its incoming streams, so that they outlive it. It is made if it is
+            not there, and belongs to one site, and one engine at a time. None keeps nothing.
     """
 
     limits: Limits = Field(default_factory=Limits)
@@ -193,6 +195,7 @@ class EngineSettings(_Frozen):
     sealed_only: bool = False
     policy: PolicySource | None = None
     workers: Annotated[int, Field(ge=1)] = 40
+    journal: Path | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

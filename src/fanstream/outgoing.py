@@ -173,7 +173,7 @@ class OutgoingStream:
         Raises:
             CodecError: ``stream_ctx`` or a public prop cannot be sent, or both together are too large.
         """
-        hidden = (StreamContextKey.RC, StreamContextKey.END_STREAM)
+        hidden = StreamContextKey.OF_THE_RECEIVER
         context = {key: value for key, value in self._stream_ctx.items() if key not in hidden}
         props = {**self._host.settings.public_props, **self.fl_ctx.get_all_public_props()}
         body = {"stream_ctx": context, "props": props, "job": self.fl_ctx.get_job_id()}

@@ -27,6 +27,7 @@ class Resuming:
         longest: seconds that a peer may have this engine wait for it.
         find: returns the link that leads to a site now, if there is one.
         wanted: called with the name of a site that a suspended stream needs a way to.
+        forgotten: called with the opener and the id of an incoming stream of which nothing is kept any more.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Resuming:
         longest: float,
         find: Callable[[str], LinkCore | None],
         wanted: Callable[[str], object],
+        forgotten: Callable[[str, bytes], object] | None = None,
     ) -> None:
         self._deadlines = deadlines
         self._time = time
         self._longest = longest
         self._find = find
         self._wanted = wanted
+        self._forgotten = forgotten
         self._incoming: dict[tuple[str, bytes], ReceiverLeg] = {}
         self._counts: dict[str, int] = {}  # of them, by opener
         self._leases: dict[AnyEnd, Deadline] = {}
@@ -97,6 +100,8 @@ class Resuming:
             left = self._counts.pop(leg.opener) - 1
             if left:
                 self._counts[leg.opener] = left
+            if self._forgotten is not None:
+                self._forgotten(leg.opener, leg.opening.stream)
         self._end_lease(leg)
 
     # What the engine tells.
@@ -121,7 +126,8 @@ class Resuming:
                 self._over(leg, f"{site} has begun anew")
 
     def clear(self) -> None:
-        """The engine ends: forget all."""
+        """The engine ends: forget all. What was ended here and is not known to the opener yet stays in the journal."""
+        self._forgotten = None
         for leg in list(self._leases):
             self._over(leg, "the engine ended")
 

@@ -358,10 +358,6 @@ class SiteSeal:
         """Seal the reply to an object."""
         return await self._workshop.seal(self._session, Place(seq, 0, final), encoded)
 
-    def seal_now(self, seq: int, encoded: Encoded, *, final: bool) -> Encoded:
-        """Seal a small one."""
-        return self._workshop.seal_now(self._session, Place(seq, 0, final), encoded)
-
 
 class Sealing:
     """An engine's part in sealed streams.

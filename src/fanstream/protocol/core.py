@@ -19,7 +19,7 @@ from .receiving import FrameReader
 from .relay import RelayLeg, RelayPool
 from .relay import join as join_relays
 from .resets import Resets
-from .sending import Buffer, Outbound, Scheduler
+from .sending import Buffer, Outbound, Payload, Scheduler
 from .session import Session
 
 if TYPE_CHECKING:
@@ -319,8 +319,25 @@ class LinkCore:
         self._next_alias += 2
         return alias
 
+    def restore(
+        self, opening: bodies.Opening, answered: int, acked: int, replies: dict[int, tuple[Payload, int]], ending: bytes
+    ) -> ReceiverLeg:
+        """Make this site's end of a stream as an earlier life has left it, suspended until its opener resumes it.
+
+        The link that makes it leads nowhere; for the rest see ``ReceiverLeg.restore``.
+        """
+        leg = ReceiverLeg(self, NO_STREAM, opening, 0)
+        leg.outbound = Outbound(self.scheduler, leg.SENDS, NO_STREAM, 0, window=0)
+        self._take_in_data(leg)
+        self.keeper.opened(leg)
+        leg.restore(answered, acked, replies, ending)
+        return leg
+
     def _equip(self, leg: OpenerLeg | ReceiverLeg) -> None:
         self.equip_anew(leg)
+        self._take_in_data(leg)
+
+    def _take_in_data(self, leg: OpenerLeg | ReceiverLeg) -> None:
         decoder = self._shared.decoder
         leg.inbound = Inbound(
             self.scheduler,

@@ -439,6 +439,11 @@ class Inbound:
         self._target = target
         self._landed = 0
 
+    def restore(self, expected: int, acked: int) -> None:
+        """Begin where an earlier life of this engine has stood."""
+        self.expected = expected
+        self.acked = acked
+
     @property
     def position(self) -> tuple[int, int, int]:
         """Where a suspended half goes on: the object's number, the buffer, and the byte in it."""

@@ -40,6 +40,28 @@ class ReceiverLeg(Leg):
         self.final: int | None = None
         """How many objects the stream has; None until the opener has said so."""
 
+    def restore(self, answered: int, acked: int, replies: dict[int, tuple[Payload, int]], ending: bytes) -> None:
+        """Become what a leg was in an earlier life of this engine: without a link, and perhaps at its end.
+
+        Args:
+            answered: how many objects it has answered.
+            acked: how many replies the opener has.
+            replies: the others, each with its flags, by number.
+            ending: the body of ENDED; empty if that was not said.
+        """
+        self.attached = False
+        self.answered = answered
+        self._cache = replies
+        self._ending = ending
+        self.inbound.restore(answered, acked)
+        if ending:
+            self.inbound.clear()
+            self._enter(LegState.DRAINING)
+            self._core.keeper.lingers(self)
+        else:
+            self._enter(LegState.OPEN)
+            self._core.keeper.suspended(self)
+
     @property
     def opener(self) -> str:
         """The name of the site that opened the stream."""
@@ -48,6 +70,16 @@ class ReceiverLeg(Leg):
     @property
     def other_end(self) -> str:
         return self.opening.opener
+
+    @property
+    def acked(self) -> int:
+        """How many replies the opener has said to have."""
+        return self.inbound.acked
+
+    @property
+    def aborted(self) -> bool:
+        """Whether ABORT was heard: nobody waits for replies."""
+        return self._aborted
 
     @property
     def said_end(self) -> bool:
