@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -299,6 +299,8 @@ class IncomingStream:
         arrived = None if self.consumed else await self._next()
         if arrived is None and not self.consumed:
             return None
+        if self._record is not None:
+            await self._keep(self._record.begun())
         consumer = await self._get_consumer(arrived)
         if arrived is None:  # an earlier life has consumed some: there is something to finalize in any case
             arrived = await self._next()
@@ -324,7 +326,7 @@ class IncomingStream:
                 if self._gone:
                     return None
             if self._record is not None:
-                await self._keep(self._record, arrived.seq, reply)
+                await self._keep(self._record.done(arrived.seq, reply, acked=self._leg.acked))
             self._leg.reply(arrived.seq, reply)
             unwaited = unwaited + 1 if self._queue else 0
             if unwaited > _UNWAITED:
@@ -334,10 +336,10 @@ class IncomingStream:
             arrived = self._queue.popleft() if self._queue else await self._next()
         return None
 
-    async def _keep(self, record: Record, seq: int, reply: Encoded) -> None:
-        """Have it on the disk that an object was consumed, before its reply leaves."""
+    async def _keep(self, written: Awaitable[None]) -> None:
+        """Wait until something is on the disk; what cannot be kept is not acknowledged."""
         try:
-            await record.done(seq, reply, acked=self._leg.acked)
+            await written
         except JournalError as exc:
             raise self._report(exc, "the journal") from exc
 

@@ -417,7 +417,7 @@ class Journal:
         self._news.set()
 
     def begin(self, opening: bodies.Opening, body: bytes) -> Record:
-        """Keep a new stream; it is on the disk no later than its first reply."""
+        """Keep a new stream."""
         record = Record(self, self._next, self._face)
         self._next += 1
         self._records[opening.opener, opening.stream] = record
@@ -465,6 +465,14 @@ class Record:
         self._pending -= 1
         if not self._pending:
             self._wakeup.set()
+
+    async def begun(self) -> None:
+        """Return once it is on the disk that there is the stream: what has begun is never unknown to the next life.
+
+        Raises:
+            JournalError: it could not be written.
+        """
+        await self._settle()
 
     async def done(self, seq: int, reply: Encoded, *, acked: int) -> None:
         """Return once it is on the disk that object *seq* was consumed, and what the reply is.

@@ -16,9 +16,10 @@ from typing import Any
 import anyio
 
 from .lab import Lab, lab
-from .scenarios import SCENARIOS
+from .scenarios import SCENARIOS, WITH_JOURNALS
 
 _PATIENCE = 180.0  # seconds for one scenario
+_ALL = {**SCENARIOS, **WITH_JOURNALS}
 
 
 async def _repeat(name: str, times: int, seed: int, settings: list[str], failures: list[str]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ async def _repeat(name: str, times: int, seed: int, settings: list[str], failure
 async def _once(made: Lab, name: str, run: int, seed: int) -> float:
     began = time.monotonic()
     with anyio.fail_after(_PATIENCE):
-        await SCENARIOS[name](made, run, Random(seed * 100_003 + run))
+        await _ALL[name](made, run, Random(seed * 100_003 + run))
     return time.monotonic() - began
 
 
@@ -50,9 +51,10 @@ async def run(arguments: argparse.Namespace) -> int:
     settings = ["--heartbeat", "0.3", "--silence", "1"] if arguments.quick else []
     failures: list[str] = []
     outcome: dict[str, Any] = {}
-    for name in arguments.scenario or SCENARIOS:
+    for name in arguments.scenario or _ALL:
         times = arguments.freezes if name == "receiver_frozen" else arguments.kills
-        outcome[name] = await _repeat(name, times, arguments.seed, settings, failures)
+        how = [*settings, "--journal"] if name in WITH_JOURNALS else settings
+        outcome[name] = await _repeat(name, times, arguments.seed, how, failures)
     for failure in failures:
         sys.stderr.write(failure + "\n")
     sys.stdout.write(json.dumps({**outcome, "failed": len(failures)}) + "\n")
@@ -64,7 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.processes", description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="of each of receiver, opener and hub")
     parser.add_argument("--freezes", type=int, default=10, help="of a receiver")
-    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="only this one")
+    parser.add_argument("--scenario", action="append", choices=list(_ALL), help="only this one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="notice a frozen site within 1 s")
     return anyio.run(run, parser.parse_args())

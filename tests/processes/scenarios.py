@@ -158,7 +158,30 @@ async def receiver_frozen(lab: Lab, run: int, rng: Random) -> None:
     await _recovered(lab, opener, run)
 
 
+async def receiver_restarted(lab: Lab, run: int, rng: Random) -> None:
+    """A site with a journal is killed up to three times in one stream, at any moment: each life goes on with it."""
+    opener = lab.processes["hub" if run % 2 else "opener"]
+    kills = rng.randint(1, 3)
+    await _begin(lab, opener, run, window=rng.choice([1, 4, 16]), timeout=60.0, patience=60.0)
+    for _ in range(kills):
+        await _reach(lab, "site-1", run, rng)
+        await lab.processes["site-1"].kill()
+        await lab.start("site-1")
+    result = await opener.result(run)
+    _check_account(result, run)
+    assert result["complete"], f"run {run}, {kills} kills: {result}"
+    consumed = check_effects(lab, opener.name, run, redelivered=kills)
+    assert sorted(set(consumed["site-1"])) == list(range(OBJECTS)), f"run {run}: {consumed['site-1']}"
+    assert consumed["site-2"] == list(range(OBJECTS)), f"run {run}: the other site was to be left alone"
+    ends = [entry["rc"] for entry in lab.logged("site-1", "ended") if entry["ended"] == run]
+    assert ends, f"run {run}: site-1 has not finalized"
+    assert set(ends) == {"OK"}, f"run {run}: site-1 ended as {ends}"
+    await _recovered(lab, opener, run)
+
+
 Scenario = Callable[[Lab, int, Random], Awaitable[None]]
 SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.__name__: scenario for scenario in (receiver_killed, opener_killed, hub_killed, receiver_frozen)
 }
+WITH_JOURNALS: Final[dict[str, Scenario]] = {"receiver_restarted": receiver_restarted}
+"""Those whose workers are to keep journals."""

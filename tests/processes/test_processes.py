@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from .lab import lab
-from .scenarios import SCENARIOS
+from .scenarios import SCENARIOS, WITH_JOURNALS
 
 pytestmark = [
     pytest.mark.anyio,
@@ -21,4 +21,12 @@ async def test_killed_and_frozen_processes() -> None:
     with anyio.fail_after(55):
         async with lab("--heartbeat", "0.3", "--silence", "1") as made:
             for run, scenario in enumerate(SCENARIOS.values(), 1):
+                await scenario(made, run, Random(run))
+
+
+async def test_killed_processes_that_keep_journals() -> None:
+    """The same for sites whose next life goes on."""
+    with anyio.fail_after(55):
+        async with lab("--heartbeat", "0.3", "--silence", "1", "--journal") as made:
+            for run, scenario in enumerate(WITH_JOURNALS.values(), 1):
                 await scenario(made, run, Random(run))

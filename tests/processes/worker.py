@@ -243,8 +243,9 @@ def remove(file: ReceivedFile, stream_ctx: StreamContext, fl_ctx: FLContext) -> 
 async def run(arguments: argparse.Namespace) -> None:
     """Run the engine until standard input ends."""
     settings = EngineSettings(
-        heartbeat=arguments.heartbeat, silence=arguments.silence, retry_first=0.02, retry_max=0.2, shutdown_timeout=5
-    )
+        heartbeat=arguments.heartbeat, silence=arguments.silence, retry_first=0.02, retry_max=0.2, shutdown_timeout=5,
+        journal=Path(arguments.log).with_suffix(".journal") if arguments.journal else None,
+    )  # fmt: skip
     log = Log(Path(arguments.log), arguments.life, sync=not arguments.unsynced)
     engine = StreamEngine(arguments.name, listen=arguments.listen, connect=arguments.connect, settings=settings)
     commands = asyncio.StreamReader(limit=_LONGEST_LINE)
@@ -278,6 +279,7 @@ def main() -> None:
     parser.add_argument("--heartbeat", type=float, default=7.0)
     parser.add_argument("--silence", type=float, default=15.0)
     parser.add_argument("--unsynced", action="store_true", help="do not wait for the disk")
+    parser.add_argument("--journal", action="store_true", help="keep incoming streams beside the log")
     parser.add_argument("--quiet", action="store_true", help="do not tell of each object")
     asyncio.run(run(parser.parse_args()))
 
