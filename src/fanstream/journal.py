@@ -5,11 +5,11 @@ One file belongs to one engine. A worker thread writes; what several streams wan
 
 from __future__ import annotations
 
+import binascii
 import logging
 import os
 import sqlite3
 import stat
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -237,7 +237,7 @@ class Store:
             buffer = bytearray()
             while len(buffer) < size:
                 checksum, data = pieces.fetchone() or (0, None)
-                if not isinstance(data, bytes) or not data or zlib.crc32(data) != checksum:
+                if not isinstance(data, bytes) or not data or binascii.crc32(data) != checksum:
                     raise _DamageError(f"reply {seq} of stream {number}")
                 buffer += data
             if len(buffer) != size:
@@ -305,7 +305,7 @@ class Store:
         for buffer in reply.buffers:
             for start in range(0, len(buffer), _PIECE):
                 data = buffer[start : start + _PIECE]
-                run("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", (number, seq, piece, zlib.crc32(data), data))
+                run("INSERT INTO pieces VALUES (?, ?, ?, ?, ?)", (number, seq, piece, binascii.crc32(data), data))
                 piece += 1
         self.mark(number, state)
 
@@ -329,11 +329,11 @@ class _DamageError(Exception):
 
 
 def _check(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(4, "little") + data
+    return binascii.crc32(data).to_bytes(4, "little") + data
 
 
 def _checked(data: Any) -> bytes:
-    if not isinstance(data, bytes) or zlib.crc32(data[4:]).to_bytes(4, "little") != data[:4]:
+    if not isinstance(data, bytes) or binascii.crc32(data[4:]).to_bytes(4, "little") != data[:4]:
         raise _DamageError("a checksum is wrong")
     return data[4:]
 
