@@ -17,9 +17,10 @@ from fanstream.options import Limits
 from fanstream.protocol import bodies
 from fanstream.protocol.events import ObjectArrived, Opened
 from fanstream.protocol.frames import PAYLOAD, FrameType
+from fanstream.security.sealed import messages
 from fanstream.shareable import ReturnCode, Shareable, make_reply
 from fanstream.testing.frames import Frame, FrameCutter
-from tests.fuzz.targets import KINDS
+from tests.fuzz.targets import KINDS, broken
 from tests.protocol.linked import Side, opening, small_limits
 
 FOLDER: Final = Path(__file__).parent / "corpus"
@@ -109,6 +110,21 @@ def _streams(frames: Sequence[Frame]) -> Iterator[list[Frame]]:
         yield [frame for frame in frames if frame.alias == alias and frame.kind != FrameType.OPEN]
 
 
+def again() -> tuple[list[Frame], list[Frame]]:
+    """Have both ends of a stream go on after its link was lost; return what each of them says of it."""
+    leg, _there, left, right = broken()
+    left.core.resume(leg)
+    written: tuple[list[bytes], list[bytes]] = ([], [])
+    for _ in range(3):
+        written[0].append(left.output())
+        right.feed(written[0][-1])
+        written[1].append(right.output())
+        left.feed(written[1][-1])
+        leg.end(withdraw=False) if leg.attached and not leg.closed else None
+    up, down = (FrameCutter().feed(b"".join(way)) for way in written)
+    return [frame for frame in up if frame.alias], [frame for frame in down if frame.alias]
+
+
 def inputs() -> dict[str, list[bytes]]:
     """Return each target's inputs."""
     up, down = said()
@@ -133,13 +149,30 @@ def inputs() -> dict[str, list[bytes]]:
         "link": [b"".join(frame.pack() for frame in frames[0][1:])[:_MOST], *(frame.pack() for frame in short)],
         "receiver": [_records(stream) for stream in _streams(frames[0])] + [_records(pieces)],
         "opener": [_records(stream) for stream in _streams(frames[1])] + [_records(replies)],
+        "resumed": [
+            b"\0" + _records(again()[0]),
+            b"\xff" + _records(again()[1]),
+            *(
+                b"\xff" + _records([Frame(kind, 1, 0, bodies.encode(body), seq)])
+                for kind, body, seq in (
+                    (FrameType.RESUME, bodies.Position(0, 0), 1),
+                    (FrameType.RESUME, bodies.Position(0, 4096), 2),
+                    (FrameType.REFUSED, bodies.Cause("RUN_MISMATCH", "site-1", "unknown", b"l" * 16), 0),
+                    (FrameType.SUSPENDED, bodies.Cause("COMMUNICATION_ERROR", "hub", "no way"), 0),
+                )
+            ),
+            b"\0" + _records([Frame(FrameType.DONE, 1, 0, b"", 0)]),
+        ],
+        "sealed": [bytes([number]) + body.encode() for number, body in enumerate(_sealed())],
         "hub": [
             bytes([mask]) + _records([frame for pair in zip(*streams, strict=False) for frame in pair])
             for mask in (0b10101010, 0)
             for streams in zip(_streams(frames[0]), _streams(frames[1]), strict=False)
         ],
         "control": [bytes([control[FrameType(f.kind)]]) + f.body for f in short if f.kind in control]
-        + [b"\x03" + bodies.encode(opening("site-1", "site-2"))],
+        + [b"\x03" + bodies.encode(opening("site-1", "site-2"))]
+        + [b"\x06" + bodies.encode(bodies.Resumption(b"s" * 16, "server", ["site-1"], b"l" * 16, 1, 4096))]
+        + [b"\x07" + bodies.encode(bodies.Position(1, 4096))],
         "open_body": [frame.body for frame in frames[0] if frame.kind == FrameType.OPEN]
         + [bodies.join_opening(opening(), Codec().encode_value({"stream_ctx": {"a": [1]}, "props": {}, "job": "j"}))],
         "value": [_APART.encode_value(value) for value in OBJECTS if type(value) is dict],
@@ -151,6 +184,21 @@ def inputs() -> dict[str, list[bytes]]:
         + [b"\0" + Codec().encode(value).envelope for value in OBJECTS],
         "table": list(_tables()),
     }
+
+
+def _sealed() -> Iterator[messages.Message]:
+    signed = messages.Signed(b"body", b"signature", [b"leaf", b"root"])
+    yield messages.Header(
+        messages.VERSION, "suite", "hospitals", b"s" * 16, "server", b"e" * 16, "models", "weights", ["site-1"],
+        messages.CHUNK, 1_780_000_000, 1_780_086_400, b"c" * 32, b"m" * 32,
+    )  # fmt: skip
+    yield messages.PreKey(
+        "prekey-v1", "hospitals", "site-1", b"f" * 32, "suite", b"k" * 16, b"p" * 32, 1_780_000_000, 1_780_086_400,
+        b"h" * 32,
+    )  # fmt: skip
+    yield signed
+    yield messages.Invitation(signed, b"k" * 16, b"w" * 80, b"x" * 40)
+    yield messages.Sealing(0, 100, [b"g" * 64, b""], b"y" * 50)
 
 
 def _payload(size: int) -> bytes:

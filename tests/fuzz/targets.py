@@ -14,14 +14,17 @@ from typing import Any, Final
 import msgspec
 
 from fanstream.codec import Codec, tags
-from fanstream.errors import CodecError, RemoteProtocolError
+from fanstream.errors import CodecError, RemoteProtocolError, SealError
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
 from fanstream.protocol.core import LinkCore, Refusal, Route, Routing, Surroundings
-from fanstream.protocol.events import Event, ObjectArrived, Opened, ReplyArrived
+from fanstream.protocol.events import Event, ObjectArrived, Opened, ReplyArrived, Resumed
 from fanstream.protocol.frames import HEADER, NO_STREAM, FrameType
 from fanstream.protocol.leg import LegState
+from fanstream.protocol.opener import OpenerLeg
+from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.receiving import FrameReader
+from fanstream.security.sealed import messages
 from fanstream.shareable import ReturnCode
 from tests.codec.carrying import same
 from tests.protocol.linked import Legs, Side, connect, encoded, here, opening, pump, welcome
@@ -41,7 +44,17 @@ SMALL: Final = EngineSettings(
 )
 """Limits that short inputs reach, and that keep an input from taking memory beyond them."""
 CODEC: Final = Codec(SMALL.limits)
-CONTROL: Final = (bodies.Hello, bodies.Goodbye, bodies.Presence, bodies.Opening, bodies.Cause, bodies.Ending)
+CONTROL: Final = (
+    bodies.Hello,
+    bodies.Goodbye,
+    bodies.Presence,
+    bodies.Opening,
+    bodies.Cause,
+    bodies.Ending,
+    bodies.Resumption,
+    bodies.Position,
+)
+SEALED: Final = (messages.Header, messages.PreKey, messages.Signed, messages.Invitation, messages.Sealing)
 KINDS: Final = tuple(FrameType)
 _RECORD: Final = 5
 _SENT: Final = [encoded(n=seq, data=bytes(70 * KIB * seq)) for seq in range(3)]  # the last two wait for grants
@@ -206,6 +219,65 @@ def opener(data: bytes) -> None:
     _check_nothing_is_left(left)
 
 
+def broken() -> tuple[OpenerLeg, ReceiverLeg, Side, Side]:
+    """A stream whose link is lost in the middle of an object and of a reply, and a new link between its two sites."""
+    near, far = _around(), _around()
+    left, right = _pair(near, far)
+    spoken = msgspec.structs.replace(opening(backlog=4), life=left.core.me.incarnation, resume=60_000)
+    leg = left.core.open(spoken, 0, b"")
+    for seq, payload in enumerate(_SENT):
+        leg.send(seq, payload, 1000)
+    pump((left, right))
+    there = right.take(Opened).leg
+    for event in right.events:
+        if isinstance(event, ObjectArrived):
+            there.release(event.size)
+            there.reply(event.seq, _SENT[event.seq])
+    left.feed(right.output()[: 80 * KIB])
+    for event in left.events:
+        if isinstance(event, ReplyArrived):
+            leg.inbound.release(event.size)
+    for side in (left, right):
+        side.core.lost("cut")
+    return leg, there, *_pair(near, far)
+
+
+def resumed(data: bytes) -> None:
+    """Either end of a stream whose link is there again: where the other says to go on, and what follows."""
+    leg, there, left, right = broken()
+    at_opener, data = data[:1] > b"\x7f", data[1:]
+    if at_opener:
+        left.core.resume(leg)
+        left.output()
+    end: OpenerLeg | ReceiverLeg = leg if at_opener else there
+    side, seen = (left, leg.inbound.whole) if at_opener else (right, len(_SENT))
+    for frame in _frames(data, 1):
+        events, goes_on = _feed(side, frame)
+        for event in events:
+            if isinstance(event, (ReplyArrived, ObjectArrived)):
+                assert event.seq >= seen, "never again"
+                seen = event.seq + 1
+                end.inbound.release(event.size) if at_opener else there.release(event.size)
+            elif isinstance(event, Resumed) and at_opener and not leg.withdrawn:
+                with suppress(RemoteProtocolError):  # the site says to have what there is not
+                    for seq in range(event.seq, leg.sent):
+                        leg.send_again(event, seq, _SENT[seq], 1000)
+        if not goes_on:
+            break
+        side.output()
+    side.core.lost("the input ended")
+    leg.expire("over")
+    there.expire("over")
+    _check_nothing_is_left(left, right)
+
+
+def sealed(data: bytes) -> None:
+    """A body of sealed streams: what is taken has one spelling."""
+    kind, data = SEALED[data[0] % len(SEALED)] if data else SEALED[0], data[1:]
+    with suppress(SealError):
+        assert messages.decode(kind, data).encode() == data
+
+
 def hub(data: bytes) -> None:
     """A hub between two sites: whatever it lets through from one, the link of the other goes on."""
     sides: dict[str, Side] = {}
@@ -302,6 +374,20 @@ def table(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
-    for target in (reader, greeting, link, receiver, opener, hub, control, open_body, value, envelope, table)
+    for target in (
+        reader,
+        greeting,
+        link,
+        receiver,
+        opener,
+        resumed,
+        hub,
+        control,
+        sealed,
+        open_body,
+        value,
+        envelope,
+        table,
+    )
     if target is not table or find_spec("pyarrow") is not None
 }

@@ -1067,8 +1067,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         _RESUME,
     ),
     Mutation(
-        "protocol/core.py",
-        "        self._count_stream(leg.opener)\n",
+        "protocol/receiver.py",
+        "        core.count_stream(self.opener)\n",
         "",
         "streams that were resumed do not count",
         _RESUME,

@@ -306,6 +306,22 @@ def test_an_abort_while_the_answer_is_under_way() -> None:
     assert (stream.sender.closed, stream.receiver.closed) == (True, True)
 
 
+def test_an_opener_that_gives_up_while_the_answer_is_under_way_says_so() -> None:
+    stream = Stream().opened()
+    stream.send(0, n=0)
+    stream.carry()
+    stream.cut()
+    stream.again()
+    assert stream.sender.expire("over") == Lost(stream.sender, "over")
+    pump(stream.pair)
+    aborted = next(event for event in stream.pair[1].events if type(event) is Aborted)
+    assert (aborted.rc, aborted.reason) == ("COMMUNICATION_ERROR", "over")
+    stream.receiver.ended("COMMUNICATION_ERROR", "", b"")
+    pump(stream.pair)
+    assert stream.receiver.closed
+    assert (stream.pair[0].core.legs, stream.pair[1].core.legs) == ({}, {})
+
+
 def test_an_open_that_was_lost_with_the_link_is_said_again() -> None:
     stream = Stream()
     stream.send(0, n=0)
@@ -455,6 +471,41 @@ def test_a_site_checks_which_replies_an_opener_wants(seq: int) -> None:
     body = bodies.Resumption(stream.sender.opening.stream, "server", ["site-1"], LIFE)
     with pytest.raises(RemoteProtocolError, match=f"RESUME at reply {seq} from server: it has acknowledged 2 of 2"):
         stream.pair[1].feed(pack(FrameType.RESUME, 1, seq, body=bodies.encode(body)))
+
+
+@pytest.mark.parametrize("through", ["server", "hub"])
+@pytest.mark.parametrize(
+    ("seq", "buffer", "reason"),
+    [(0, 7, "is to go on at buffer 7, offset 0"), (2, 0, "RESUME at reply 2 from server")],
+)
+def test_who_wants_replies_that_are_not_there_ends_its_stream_and_nothing_is_left(
+    through: str, seq: int, buffer: int, reason: str
+) -> None:
+    near, far = small_limits()(), small_limits()()
+    left, right = pair = linked(near, far, name=through)
+    spoken = msgspec.structs.replace(opening(), life=LIFE, resume=60_000)
+    sender = left.core.open(spoken, 0, b"ctx")
+    sender.send(0, encoded(n=0), 0)
+    pump(pair)
+    receiver = right.take(Opened).leg
+    receiver.reply(0, encoded(w=np.zeros(20_000)))
+    for side in pair:
+        side.core.lost("cut")
+    left, right = pair = linked(near, far, name=through)
+    body = bodies.Resumption(spoken.stream, "server", ["site-1"], LIFE, buffer, 0)
+    frame = pack(FrameType.RESUME, 1, seq, body=bodies.encode(body))
+    if through == "server":
+        with pytest.raises(RemoteProtocolError, match=reason):
+            right.feed(frame)
+        right.core.lost("it has broken the rules", for_good=True)
+        receiver.expire("over")
+    else:  # the hub is not to blame, and its link goes on
+        right.feed(frame)
+        (event,) = right.events
+        assert isinstance(event, Lost)
+        assert reason in event.reason
+    assert receiver.closed
+    assert (right.core.legs, right.core._peer_streams, legs_of(far).incoming) == ({}, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -524,8 +524,12 @@ class LinkCore:
         if leg is None or leg.opening.life != resumption.life:
             self._refuse(alias, target, Refusal(ReturnCode.RUN_MISMATCH, f"{self.me.site} does not have this stream"))
             return
-        leg.resume(self, alias, target, seq, resumption)
-        self._count_stream(leg.opener)
+        try:
+            leg.resume(self, alias, target, seq, resumption)
+        except RemoteProtocolError as exc:
+            if alias not in self.legs:
+                self._refuse(alias, target, Refusal(ReturnCode.BAD_REQUEST_DATA, str(exc)))
+            self._blame(leg, exc)
 
     def _too_many(self, opener: str) -> Refusal | None:
         limit = self._limits.streams
@@ -560,9 +564,10 @@ class LinkCore:
 
     def _take_in(self, alias: int, leg: ReceiverLeg | RelayLeg) -> None:
         self.legs[alias] = leg
-        self._count_stream(leg.opening.opener)
+        self.count_stream(leg.opening.opener)
 
-    def _count_stream(self, opener: str) -> None:
+    def count_stream(self, opener: str) -> None:
+        """Take note that a stream of *opener* has a leg on this link."""
         self._peer_streams[opener] = self._peer_streams.get(opener, 0) + 1
 
     def _forward(

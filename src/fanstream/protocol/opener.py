@@ -218,8 +218,11 @@ class OpenerLeg(Leg):
 
     def expire(self, reason: str) -> Lost | None:
         """The way has not come back in time; who has said ABORT waits for nothing."""
+        aborted = self.aborted
+        if self.resuming:  # a site that takes the stream up again now would wait for ever
+            self.abort(ReturnCode.COMMUNICATION_ERROR, self._core.me.site, reason)
         lost = super().expire(reason)
-        return None if self.aborted else lost
+        return None if aborted else lost
 
     def close(self) -> None:
         """Forget the leg, whatever may still come for it; one that was aborted lives on until its site has said so."""

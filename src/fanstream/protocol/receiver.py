@@ -167,6 +167,7 @@ class ReceiverLeg(Leg):
             self._detach()
         self.target = target
         self.attach(core, alias)
+        core.count_stream(self.opener)
         self._go_on()
         number, buffer, offset = self.inbound.position
         self._control(FrameType.RESUME, seq=number, body=bodies.encode(bodies.Position(buffer, offset)))
