@@ -18,7 +18,7 @@ import pytest
 from fanstream import EngineSettings, StreamEngine
 from fanstream.codec.codec import Encoded
 from fanstream.errors import JournalError
-from fanstream.journal import Journal, Kept, Record, Store
+from fanstream.journal import Journal, Kept, Record, Store, _State
 from fanstream.protocol import bodies
 from fanstream.testing import asyncio_backend, trio_backend
 from fanstream.wakeup import current_face
@@ -189,6 +189,23 @@ def fault(code: int, text: str) -> sqlite3.OperationalError:
 
 @both
 @pytest.mark.anyio
+async def test_nothing_is_written_after_what_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fanstream.journal.Store", FailingStep)
+    monkeypatch.setattr(FailingStep, "error", fault(sqlite3.SQLITE_FULL, "database or disk is full"))
+    async with Opened(path) as opened:
+        record = opened.journal.begin(OPENING, b"context")
+        record.ask(lambda store: store.begin(record.number + 100, b"", b""))
+        record.ask(lambda store: store.mark(record.number, _State()))
+        record.ask(lambda store: store.begin(record.number + 200, b"", b""))
+        with pytest.raises(JournalError, match="disk is full"):
+            await record.begun()
+        rows = opened.journal._store._connection.execute("SELECT id FROM streams ORDER BY id").fetchall()
+        assert rows == [(record.number,), (record.number + 100,)]
+        opened.journal._store._connection.execute("DELETE FROM streams WHERE body = ?", (b"\0" * 4,))
+
+
+@both
+@pytest.mark.anyio
 async def test_a_write_that_fails_ends_the_waits_of_its_stream_alone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +231,33 @@ async def test_after_a_failed_sync_nothing_is_believed(path: Path, monkeypatch: 
         monkeypatch.setattr(FailingStep, "error", None)
         with pytest.raises(JournalError, match="disk I/O error"):
             await begun(opened, 1, stream=b"t" * 16)
+
+
+@both
+@pytest.mark.anyio
+async def test_a_disk_that_is_full_takes_further_streams_once_there_is_room(path: Path) -> None:
+    large = bytes(1_000_000)
+    async with Opened(path) as opened:
+        await begun(opened, 2)
+        connection = opened.journal._store._connection
+        connection.execute("PRAGMA max_page_count = 100")
+        record = await begun(opened, 1, stream=b"t" * 16)
+        with pytest.raises(JournalError, match="database or disk is full"):
+            await record.done(1, encoded(b"r", large), acked=0)
+        connection.execute("PRAGMA max_page_count = 100000")
+        with pytest.raises(JournalError, match="database or disk is full"):
+            await record.done(2, encoded(b"r"), acked=0)
+        await (await begun(opened, 1, stream=b"u" * 16)).done(1, encoded(b"r", large), acked=0)
+    async with Opened(path) as again:
+        assert [kept.answered for kept in again.kept] == [2, 1, 2]
+        assert bytes(again.kept[2].replies[1][0].buffers[0]) == large
+
+
+def test_a_commit_is_on_the_disk(path: Path) -> None:
+    store = Store(path, "site-1")
+    found = [store._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]
+    store.close()
+    assert found == [2, "wal"], "2 is FULL"
 
 
 # --- whom it refuses, at the start ---

@@ -352,6 +352,22 @@ async def test_what_cannot_be_kept_is_not_acknowledged(
         assert engine.sites() == {"server"}
 
 
+async def test_a_stream_is_on_the_disk_before_its_consumer_is_made(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lives(tmp_path, transport) as (fed, site), site.life():
+        write = Store.write
+
+        def noted(store: Store, steps: Any) -> Any:
+            failed = write(store, steps)
+            site.keeper.log += ["written"] * len(steps)
+            return failed
+
+        monkeypatch.setattr(Store, "write", noted)
+        assert (await fed.stream(Numbers(2), ["site-1"])).complete
+        assert site.keeper.log[:6] == ["written", "get_consumer", "consume", "consumed", "written", "consume"]
+
+
 async def test_the_stable_key_is_there_without_a_journal_and_never_travels(transport: str, tmp_path: Path) -> None:
     async with lives(tmp_path, transport) as (fed, site), site.life(journal=False):
         context = {StreamContextKey.SEQ: 7, StreamContextKey.OPENER: "somebody", StreamContextKey.STREAM_ID: "x"}

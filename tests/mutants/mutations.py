@@ -34,6 +34,8 @@ _SENDER: Final = ("test_contract_sender.py",)
 _RECEIVER: Final = ("test_contract_receiver.py",)
 _FILE: Final = ("streamers/test_file.py",)
 _RESUME: Final = ("protocol/test_resume.py", "test_resume.py")
+_JOURNAL: Final = ("test_journal.py",)
+_RESTARTS: Final = ("test_restarts.py",)
 _HOSTILE: Final = ("test_hostile_peers.py",)
 _POLICY: Final = ("security/test_policy.py",)
 _AUTHORIZATION: Final = ("security/test_authorization.py",)
@@ -1276,5 +1278,76 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "objects=gathering.objects, sites={**sites, '': {'context': str(stream.fl_ctx.get_job_id())}},",
         "an event holds the job's name",
         _EVENTS,
+    ),
+    # --- the journal ---
+    Mutation(
+        "incoming.py",
+        "                await self._keep(self._record.done(arrived.seq, reply, acked=self._leg.acked))\n",
+        "                pass\n",
+        "a reply leaves before it is on the disk",
+        _RESTARTS,
+    ),
+    Mutation(
+        "incoming.py",
+        "            await self._keep(self._record.begun())\n",
+        "            pass\n",
+        "a consumer begins before its stream is on the disk",
+        _RESTARTS,
+    ),
+    Mutation(
+        "incoming.py",
+        "                    await self._keep_end(self._record, encode(Ending(rc, reason, result)), last)\n",
+        "                    pass\n",
+        "an end is said before it is on the disk",
+        _RESTARTS,
+    ),
+    Mutation(
+        "incoming.py",
+        "        arrived = None if self.consumed else await self._next()\n",
+        "        arrived = await self._next()\n",
+        "a stream without a further object is not finalized by the next life",
+        _RESTARTS,
+    ),
+    Mutation(
+        "protocol/receiver.py",
+        "        self.inbound.restore(answered, acked)\n",
+        "        self.inbound.restore(0, acked)\n",
+        "what an earlier life has answered is consumed again",
+        _RESTARTS,
+    ),
+    Mutation(
+        "resuming.py",
+        "            if self._forgotten is not None:\n",
+        "            if False:\n",
+        "streams that are over stay in the journal",
+        _RESTARTS,
+    ),
+    Mutation(
+        "journal.py",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA synchronous = NORMAL",
+        "what is on the disk may be lost with the power",
+        _JOURNAL,
+    ),
+    Mutation(
+        "journal.py",
+        "            self._broken = error\n",
+        "            pass\n",
+        "a sync is believed after one that failed",
+        _JOURNAL,
+    ),
+    Mutation(
+        "journal.py",
+        "            if number not in failed:\n",
+        "            if True:\n",
+        "what follows a write that failed is written",
+        _JOURNAL,
+    ),
+    Mutation(
+        "journal.py",
+        "    if not isinstance(data, bytes) or binascii",
+        "    if False and binascii",
+        "a damaged row is believed",
+        _JOURNAL,
     ),
 )
