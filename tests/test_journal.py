@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,10 +119,11 @@ async def test_what_is_forgotten_or_acknowledged_leaves_nothing(path: Path) -> N
         first.journal.forget("stranger", b"s" * 16)
         record = await begun(first, 2, stream=b"t" * 16)
         await record.done(2, encoded(b"r2"), acked=2)
-    rows = {
-        table: sqlite3.connect(path).execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-        for table in ("streams", "replies", "pieces")
-    }
+    with closing(sqlite3.connect(path)) as connection:
+        rows = {
+            table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("streams", "replies", "pieces")
+        }
     assert rows == {"streams": 1, "replies": 1, "pieces": 0}
 
 
