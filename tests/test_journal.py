@@ -23,6 +23,7 @@ from fanstream.journal import Journal, Kept, Record, Store, _State
 from fanstream.protocol import bodies
 from fanstream.testing import asyncio_backend, trio_backend
 from fanstream.wakeup import current_face
+from tests.striking import Strike
 
 both = pytest.mark.parametrize(
     "anyio_backend", [pytest.param(asyncio_backend(), id="asyncio"), pytest.param(trio_backend(), id="trio")]
@@ -397,3 +398,26 @@ async def test_an_engine_with_a_bad_journal_does_not_start(path: Path, tmp_path:
                 pytest.fail("it was entered")
     async with StreamEngine("site-1", settings=EngineSettings(journal=path)):
         pass
+
+
+@both
+@pytest.mark.anyio
+async def test_entering_and_leaving_may_be_cancelled_anywhere(path: Path) -> None:
+    """And leaves the file to the next engine each time."""
+
+    async def live() -> None:
+        async with StreamEngine("site-1", settings=EngineSettings(journal=path)):
+            await anyio.lowlevel.checkpoint()
+
+    n = 0
+    while True:
+        n += 1
+        with anyio.CancelScope() as scope:
+            strike = Strike(n, scope)
+            await strike.watch(live())
+        store = Store(path, "site-1")
+        assert store.load() == []
+        store.close()
+        if strike.struck_at is None:
+            break
+    assert n > 5

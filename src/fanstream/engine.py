@@ -195,11 +195,13 @@ class StreamEngine(StreamableEngine):
             if self._journal is not None:
                 await self._journal.flush()
         self._state = "closed"
-        await self._tasks.stop()
-        if self._journal is not None:
-            await self._journal.aclose()
-        self.codec.memory.clear()
-        self._audit.close()
+        try:
+            await self._tasks.stop()
+        finally:  # also where the caller was cancelled
+            if self._journal is not None:
+                await self._journal.aclose()
+            self.codec.memory.clear()
+            self._audit.close()
 
     async def shutdown_streamer(self) -> None:
         """Refuse new streams, abort the outgoing ones, and end the incoming ones as TASK_ABORTED; idempotent."""
