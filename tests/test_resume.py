@@ -12,7 +12,9 @@ import pytest
 from fanstream import EngineSettings, Shareable, StreamEngine, StreamOptions, StreamResult
 from fanstream.errors import BrokenError
 from fanstream.options import Limits
-from fanstream.testing import FaultyNetwork
+from fanstream.protocol import bodies
+from fanstream.protocol.frames import FrameType
+from fanstream.testing import FaultyNetwork, Frame, LinkControl
 from tests.federation import Keeper, Numbers, delayed, federation, on_memory, over_sockets, until, within_the_process
 
 pytestmark = pytest.mark.anyio
@@ -363,6 +365,37 @@ async def test_it_may_break_at_every_byte(transport: str, direction: str) -> Non
                 at += 1 if at < 64 else 199
             await anyio.sleep(200)  # a site remembers a stream for so long of which the opener's last word was lost
     assert at > 1000
+
+
+@on_memory
+@pytest.mark.parametrize("opener", ["server", "site-2"])
+async def test_a_site_that_claims_more_than_there_is_loses_its_stream_alone(transport: str, opener: str) -> None:
+    def lie(frame: Frame) -> list[Frame]:
+        if frame.kind == FrameType.RESUME:
+            return [frame._replace(body=bodies.encode(bodies.Position(7, 9)))]
+        return [frame]
+
+    def on_link(link: LinkControl) -> None:
+        link.up.delay = link.down.delay = 0.05
+        if len(network.links) > 3:  # the first of each site is honest
+            link.up.rewrite = lie
+
+    with FaultyNetwork(on_link) as network:
+        async with federation(transport, 3, settings=SMALL) as fed:
+            checked = {name: Checked().register(fed.sites[name]) for name in ("site-1", "site-3")}
+
+            async def judge(n: int, replies: Any) -> None:
+                if n == 1:
+                    network.link("site-1").cut()
+
+            producer = Arrays(6, 30_000, timeout=60, judge=judge)
+            engine = fed.server if opener == "server" else fed.sites["site-2"]
+            result = await fed.stream(producer, ["site-1", "site-3"], opener=engine, options=StreamOptions(window=4))
+            assert result.sites["site-1"].rc == "COMMUNICATION_ERROR"
+            assert "is to go on at buffer 7, offset 9" in result.sites["site-1"].reason
+            assert checked["site-3"].seen == list(range(6))
+            assert result.sites["site-3"].outcomes == {"replied": 6}
+            assert fed.server.sites() == set(fed.sites), "no link is to blame"
 
 
 @on_memory

@@ -17,7 +17,7 @@ from .codec import Codec, Encoded
 from .codec.ciphertext import SMALL
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
-from .errors import ClosedError, CodecError, LocalProtocolError
+from .errors import ClosedError, CodecError, LocalProtocolError, RemoteProtocolError
 from .held import Held
 from .policies import Drop
 from .protocol.bodies import Cause, Opening
@@ -433,7 +433,13 @@ class OutgoingStream:
         for seq in range(event.seq, leg.sent):
             flight = self.gathering.flights[seq]
             milliseconds = max(1, int((flight.due - now) * 1000))
-            leg.send_again(event, seq, flight.payload, milliseconds, final=flight.final)
+            try:
+                leg.send_again(event, seq, flight.payload, milliseconds, final=flight.final)
+            except RemoteProtocolError as exc:  # its word may have come through a hub, which is not to blame
+                self._abort_leg(leg, ReturnCode.BAD_REQUEST_DATA, str(exc))
+                leg.close()
+                self._on_lost(Lost(leg, str(exc)))
+                return
 
     def _on_reply(self, event: ReplyArrived) -> None:
         leg, seq = event.leg, event.seq
