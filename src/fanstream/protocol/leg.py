@@ -42,18 +42,23 @@ class Leg:
     will have to say. Another link attaches it anew.
 
     Attributes:
+        other_end: the name of the site at the other end, never of a hub between.
         owner: whatever the shell wants to find again; the core never looks at it.
         attached: whether the other end can be told anything now.
         handlers: what the leg's state makes of each type of frame; all others are against the rules.
     """
 
-    __slots__ = ("_core", "alias", "attached", "handlers", "inbound", "opening", "outbound", "owner", "state", "target")
+    __slots__ = (
+        "_core", "alias", "attached", "handlers", "inbound", "opening", "other_end", "outbound", "owner", "state",
+        "target",
+    )  # fmt: skip
 
     TRANSITIONS: ClassVar[Transitions] = {}
     SENDS: ClassVar[FrameType]
 
-    def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
+    def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, other_end: str) -> None:
         self._core = core
+        self.other_end = other_end
         self.alias = alias
         self.opening = opening
         self.target = target
@@ -69,11 +74,6 @@ class Leg:
     def _enter(self, state: LegState) -> None:
         self.state = state
         self.handlers = self.TRANSITIONS.get(state, {}) if self.attached else {}
-
-    @property
-    def other_end(self) -> str:
-        """The name of the site at the other end, never of a hub between."""
-        raise NotImplementedError
 
     @property
     def closed(self) -> bool:

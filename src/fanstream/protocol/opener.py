@@ -45,7 +45,7 @@ class OpenerLeg(Leg):
     ) -> None:
         self.resuming = False
         self.site = opening.targets[target]
-        super().__init__(core, alias, opening, target)
+        super().__init__(core, alias, opening, target, self.site)
         self.life = life
         self.body = body
         self._ended: tuple[int, bodies.Ending] | None = None
@@ -59,10 +59,6 @@ class OpenerLeg(Leg):
         self.sent = 0
         self.aborted = False
         self.withdrawn = False
-
-    @property
-    def other_end(self) -> str:
-        return self.site
 
     def _enter(self, state: LegState) -> None:
         super()._enter(state)

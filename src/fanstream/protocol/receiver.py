@@ -29,7 +29,7 @@ class ReceiverLeg(Leg):
     SENDS = FrameType.REPLY
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
-        super().__init__(core, alias, opening, target)
+        super().__init__(core, alias, opening, target, opening.opener)
         self._cache: dict[int, tuple[Payload, int]] = {}
         self.answered = 0
         self._unreleased: deque[int] = deque()  # numbers of objects passed on that hold room
@@ -65,10 +65,6 @@ class ReceiverLeg(Leg):
     @property
     def opener(self) -> str:
         """The name of the site that opened the stream."""
-        return self.opening.opener
-
-    @property
-    def other_end(self) -> str:
         return self.opening.opener
 
     @property
