@@ -11,14 +11,18 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType, ModuleType
 from typing import Any, Final
 
 from markdown_it import MarkdownIt
+
+from fanstream.observe import AUDIT_LOGGER
 
 MARKER: Final = re.compile(r"<!--\s*not run\b", re.IGNORECASE)
 REASON: Final = re.compile(r"<!--\s*not run:\s*(\S.*?)\s*-->", re.DOTALL)
@@ -125,6 +129,28 @@ def run_blocks(blocks: list[Block], name: str) -> dict[str, Any]:
     module = ModuleType("__main__")
     # Annotations are looked up in the module that a class names.
     previous, sys.modules["__main__"] = sys.modules["__main__"], module
+    with _logging_as_before():
+        _run(program, module, previous)
+    return vars(module)
+
+
+@contextmanager
+def _logging_as_before() -> Iterator[None]:
+    """Take back what a page sets of loggers, which are the process's: other tests look at them."""
+    loggers = [logging.getLogger(name) for name in (None, "fanstream", AUDIT_LOGGER)]
+    before = [(logger.level, logger.handlers[:]) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (level, handlers) in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            for handler in logger.handlers[:]:
+                if handler not in handlers:
+                    logger.removeHandler(handler)
+                    handler.close()
+
+
+def _run(program: list[CodeType], module: ModuleType, previous: ModuleType) -> None:
     try:
         if any(code.co_flags & inspect.CO_COROUTINE for code in program):
             asyncio.run(_run_all(program, vars(module)))
@@ -133,7 +159,6 @@ def run_blocks(blocks: list[Block], name: str) -> dict[str, Any]:
                 exec(code, vars(module))
     finally:
         sys.modules["__main__"] = previous
-    return vars(module)
 
 
 async def _run_all(program: list[CodeType], names: dict[str, Any]) -> None:

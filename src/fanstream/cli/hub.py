@@ -29,12 +29,12 @@ def hub(kit: Path, *, verbose: bool = False) -> None:
     verbose
         Log what the engine does, not only what is wrong.
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     role = Kit.load(kit).identity.role
     if role is not Role.HUB:
         raise KitError(kit, f"is a {role}'s kit, and only a hub listens", "Give the kit of a hub")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     anyio.run(_serve, kit, backend_options={"use_uvloop": _has_uvloop()})
 
 
