@@ -79,19 +79,23 @@ os.environ["PATH"] = os.pathsep.join([*(str(path.parent) for path in FOUND.value
 # the threats. The first Python runs them.
 ONCE: Final = (
     "cli",
+    "codec/test_hashes.py",
     "codec/test_scan.py",
     "docs",
     "fuzz",
     "mutants",
     "processes",
     "protocol/test_machines.py",
+    "protocol/test_receiving.py",
     "protocol/test_resume_machine.py",
     "security/test_members.py",
     "soak",
     "test_benchmarks.py",
+    "test_counted_work.py",
     "test_layers.py",
     "test_network.py",
     "test_slow_sites.py",
+    "testing/test_proxy.py",
     "threats",
 )
 
