@@ -22,6 +22,7 @@ class Sites:
         self._hub = hub
         self._on_change = on_change
         self.direct: dict[str, Link] = {}
+        self._older: dict[str, list[Link]] = {}  # links that stayed when a newer one was added: both sites had dialled
         self.beyond: dict[str, Link] = {}
         self._event = anyio.Event()
 
@@ -54,20 +55,29 @@ class Sites:
                 other.core.session.announce(news)
             known = bodies.Presence(True, [other.peer for other in others], [], [other.life for other in others])
             link.core.session.announce(bodies.encode(known))
+        older = self.direct.get(name)
+        if older is not None and older.open:
+            self._older.setdefault(name, []).append(older)
         self.direct[name] = link
         link.open = True
         self.tell()
 
     def remove(self, link: Link) -> None:
         """A link is gone, and with it all it led to."""
+        name = link.peer
+        older = [one for one in self._older.pop(name, ()) if one is not link and one.open]
         self.beyond = {name: via for name, via in self.beyond.items() if via is not link}
-        if self.direct.get(link.peer) is link:
-            del self.direct[link.peer]
+        if self.direct.get(name) is link:
+            del self.direct[name]
+            if older:
+                self.direct[name] = older.pop()
             if self._hub and not link.dialler:
-                news = bodies.encode(bodies.Presence(False, [], [link.peer]))
+                news = bodies.encode(bodies.Presence(False, [], [name]))
                 for other in self.direct.values():
                     if not other.dialler and other.open:
                         other.core.session.announce(news)
+        if older:
+            self._older[name] = older
         self.tell()
 
     def presence(self, link: Link, presence: bodies.Presence, own: str) -> None:

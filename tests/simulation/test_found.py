@@ -19,7 +19,7 @@ from fanstream.protocol.frames import FrameType, pack
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.testing import FaultyNetwork, RawPeer
 from fanstream.testing.peer import hello
-from tests.federation import QUICK, Keeper, Numbers, federation, on_memory, within_the_process
+from tests.federation import QUICK, Keeper, Numbers, delayed, federation, on_memory, within_the_process
 from tests.protocol.linked import encoded, linked, opening, pump, small_limits, stream
 
 
@@ -248,3 +248,27 @@ async def test_a_site_that_consumes_for_longer_than_its_idle_timeout_is_not_idle
 
         Keeper(consume).register(fed.sites["site-1"])
         assert (await fed.stream(Numbers(2, timeout=100))).complete
+
+
+@within_the_process
+@pytest.mark.parametrize("which", [0, -1])
+@pytest.mark.anyio
+async def test_where_both_sites_have_dialled_the_end_of_one_link_leaves_the_other(transport: str, which: int) -> None:
+    with FaultyNetwork(delayed(0.05)) as network:
+        async with federation(transport, 1) as fed:
+            site = fed.sites["site-1"]
+            for engine in fed.engines:
+                Keeper().register(engine)
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(fed.stream, Numbers(1))
+                tg.start_soon(lambda: fed.stream(Numbers(1), ["server"], opener=site))
+            assert len(network.links) == (2 if transport == "local" else 1)
+            await fed.settle()
+            network.links[which].cut()
+            await anyio.wait_all_tasks_blocked()
+            for opener, target in ((fed.server, "site-1"), (site, "server")):
+                with anyio.fail_after(5):
+                    await opener.wait_for_sites([target])
+                    assert (await fed.stream(Numbers(1), [target], opener=opener)).complete
+                await fed.settle()
+            assert len(network.links) == 2
