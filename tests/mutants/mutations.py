@@ -41,6 +41,7 @@ _POLICY: Final = ("security/test_policy.py",)
 _AUTHORIZATION: Final = ("security/test_authorization.py",)
 _AUDIT: Final = ("observe/test_audit.py",)
 _EVENTS: Final = ("observe/test_engine_events.py",)
+_SIMULATION: Final = ("simulation/test_simulation.py",)
 
 MUTATIONS: Final[tuple[Mutation, ...]] = (
     # --- once, in order, from the right one ---
@@ -1349,5 +1350,48 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "    if False and binascii",
         "a damaged row is believed",
         _JOURNAL,
+    ),
+    # --- what the simulation has to notice on its own ---
+    Mutation(
+        "connections.py",
+        "        if old.open and old.core.reads > before:\n",
+        "        if old.core.reads < before:\n",
+        "another engine takes a site's name while the site answers",
+        _SIMULATION,
+    ),
+    Mutation(
+        "sites.py",
+        "                self.direct[name] = older.pop()\n",
+        "                older.pop()\n",
+        "of two links to a site, the end of one hides the other",
+        ("simulation/test_found.py",),
+    ),
+    Mutation(
+        "adapters.py",
+        "                await self._generator.asend(self._replies)\n",
+        "                pass\n",
+        "a generator is not shown the last replies",
+        _SIMULATION,
+    ),
+    Mutation(
+        "handles.py",
+        "            return dict(flight.replies)\n        finally:\n            self._stream.judged(flight)\n",
+        "            return dict(flight.replies)\n        finally:\n            pass\n",
+        "an object that was sent on an open stream takes room for ever",
+        _SIMULATION,
+    ),
+    Mutation(
+        "protocol/pace.py",
+        "        return max(max(sent, self.turned) + self.expected(size), self.moved) + timeout\n",
+        "        return max(max(sent, self.turned) + self.expected(size), self.moved)\n",
+        "a site times out as soon as nothing moves",
+        _SIMULATION,
+    ),
+    Mutation(
+        "incoming.py",
+        "        self._stop = (rc, reason)\n        self._queue.clear()\n",
+        "        self._stop = (rc, reason)\n",
+        "a site that has ended a stream itself consumes what it has of it",
+        _SIMULATION,
     ),
 )

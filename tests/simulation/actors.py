@@ -14,6 +14,7 @@ from fanstream import (
     ObjectProducer,
     Shareable,
     StreamContext,
+    StreamContextKey,
     StreamResult,
     make_reply,
 )
@@ -37,7 +38,7 @@ def data(number: int, seq: int, size: int, direction: int) -> bytes:
 
 
 class Book:
-    """What is written down of one stream at one site.
+    """What is written down of one stream in one life of a site.
 
     Attributes:
         log: what was called, in order.
@@ -60,7 +61,7 @@ class Actors:
 
     Attributes:
         number: the stream's.
-        books: by site.
+        books: by site, one for each of its lives.
         objections: what must not happen, and did.
     """
 
@@ -69,7 +70,7 @@ class Actors:
         self.script = script
         self.objections = objections
         self.sites = dict(script.sites)
-        self.books = {name: Book() for name in self.sites}
+        self.books: dict[str, list[Book]] = {name: [] for name in self.sites}
         self.result: StreamResult | None = None
         self.stopped = False  # aborted, cancelled, or ended by an exception
         self.producer: Producer = (Watcher if script.watching else Producer)(self)
@@ -111,11 +112,11 @@ class Producer(ObjectProducer):
         finally:
             self.busy.discard("produce")
 
-    async def make(self) -> tuple[Shareable | None, Any]:
+    async def make(self, *, ahead: bool = False) -> tuple[Shareable | None, Any]:
         script, seq = self.script, self.made
         if self.exhausted or self.value is not None:
             self.actors.object("produce after the end")
-        if seq - len(self.seen) > script.window - 1:
+        if seq - len(self.seen) > script.window - 1 and not ahead:
             self.actors.object(f"produce of object {seq} after {len(self.seen)} were judged")
         if script.makes[seq]:
             await anyio.sleep(script.makes[seq])
@@ -152,10 +153,13 @@ class Producer(ObjectProducer):
         if seq != script.at or script.ending not in ("value", "false value", "raise in judge"):
             return None
         if script.ending == "raise in judge":
-            self.raised = True
-            raise ScriptedError("judge")
+            self.raise_in_judge()
         self.value = script.ending == "value"
         return self.value
+
+    def raise_in_judge(self) -> None:
+        self.raised = True
+        raise ScriptedError("judge")
 
     def check(self, site: str, seq: int, reply: Shareable) -> None:
         size = self.actors.sites[site].reply_sizes[seq]
@@ -186,7 +190,8 @@ class Factory(ConsumerFactory):
         self.actors = actors
         self.site = site
         self.script: SiteScript = actors.sites[site]
-        self.book = actors.books[site]
+        self.book = Book()
+        actors.books[site].append(self.book)
 
     def note(self, what: str, fl_ctx: FLContext) -> None:
         if self.book.running:
@@ -241,6 +246,10 @@ class Consumer(ObjectConsumer):
                 await anyio.sleep(script.delays[seq])
             if seq == script.at:
                 await factory.act("consume")
+                if script.fails in ("end in consume", "end and answer"):
+                    stream_ctx[StreamContextKey.END_STREAM](script.ends_with)
+                    if script.fails == "end in consume":
+                        await anyio.sleep_forever()
                 if script.fails == "nonsense":
                     return 5  # type: ignore[return-value]  # on purpose
         finally:

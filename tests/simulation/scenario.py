@@ -10,8 +10,13 @@ TICK: Final = 0.01
 """Seconds that all moments and durations are multiples of, so that many things happen at the same moment."""
 
 SERVER: Final = "server"
+HUB: Final = "hub"
+"""Forwards, and does nothing else, where the sites have one that is none of theirs."""
 GHOST: Final = "ghost"
 """A target that no engine has."""
+
+Topology = Literal["local", "hub", "apart"]
+Shape = Literal["class", "generator", "open"]
 
 
 class Script:
@@ -38,6 +43,7 @@ class SiteScript(Script):
         at: at which object, where ``fails`` is a kind of ``consume``.
         leaves_with: the return code of an early end.
         end_result: what ``stream_done_cb`` returns.
+        ends_with: the code that the consumer ends the stream with, for those kinds of ``fails``.
     """
 
     registered: float | None = 0.0
@@ -47,6 +53,7 @@ class SiteScript(Script):
     at: int = 0
     leaves_with: str = "OK"
     end_result: Any = None
+    ends_with: str = "UNSAFE_JOB"
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +61,7 @@ class StreamScript(Script):
     """One stream: its options, what its producer does, and what is done to it.
 
     Attributes:
+        shape: whether its objects come from a producer, from a generator, or are sent one by one.
         start: when it is opened.
         sizes, timeouts, makes, judges: of each object: bytes, seconds for the reply, to be produced, and to be judged.
         ending: how the producer ends it, other than by having no more.
@@ -62,11 +70,15 @@ class StreamScript(Script):
         stop_at: when.
     """
 
+    shape: Shape = "class"
     opener: str = SERVER
     targets: tuple[str, ...] = ()
     start: float = 0.0
     window: int = 1
     gather: Any = "all"
+    patience: float | None = None
+    progress_timeout: float | None = None
+    copy: bool = False
     drop: int = 0
     max_lag: int | None = None
     stall_timeout: float = 60.0
@@ -99,7 +111,21 @@ class Fault(Script):
 
 @dataclass(frozen=True, repr=False)
 class Absence(Script):
-    """An engine ends, and a new one of the same name begins."""
+    """An engine ends, and a new one of the same name begins.
+
+    Attributes:
+        crash: it says nothing to anybody: its links break, and it is cancelled.
+    """
+
+    site: str
+    at: float
+    seconds: float
+    crash: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Claim(Script):
+    """Another engine says for a while that it is this site."""
 
     site: str
     at: float
@@ -111,13 +137,14 @@ class Scenario(Script):
     """One run.
 
     Attributes:
-        topology: ``local``: engines find each other by name; ``hub``: the sites dial in to the server.
+        topology: ``local``: engines find each other by name; ``hub``: the sites dial in to the server; ``apart``:
+            sites and server dial in to a hub.
         calm: nothing goes wrong, so everything has to end well.
         delays: seconds under way, of each site's links.
     """
 
     seed: int
-    topology: Literal["local", "hub"]
+    topology: Topology
     calm: bool
     sites: tuple[str, ...]
     delays: tuple[float, ...]
@@ -127,10 +154,16 @@ class Scenario(Script):
     streams: tuple[StreamScript, ...]
     faults: tuple[Fault, ...]
     absences: tuple[Absence, ...]
+    claims: tuple[Claim, ...]
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The names of all engines."""
+        return (SERVER, *self.sites) if self.topology != "apart" else (HUB, SERVER, *self.sites)
 
     def __repr__(self) -> str:
         lines = super().__repr__()
-        for kind in ("StreamScript(", "Fault(", "Absence(", "('site-", "('server'"):
+        for kind in ("StreamScript(", "Fault(", "Absence(", "Claim(", "('site-", "('server'"):
             lines = lines.replace(kind, f"\n    {kind}")
         return lines
 
@@ -162,7 +195,9 @@ class _Drawing:
             ("origin_bytes", origin),
             ("engine_bytes", max(origin, 64 * 1024) * rng.choice([1, 4])),
         )
-        topology: Literal["local", "hub"] = rng.choice(["local", "hub", "hub"])
+        topology: Topology = rng.choice(["local", "hub", "hub", "apart"])
+        everyone = (SERVER, *names, *([HUB] * 2 if topology == "apart" else []))
+        leavers = (HUB,) if topology == "apart" and rng.random() < 0.5 else everyone
         faulty = self.maybe(0.5)
         return Scenario(
             seed=seed,
@@ -174,10 +209,14 @@ class _Drawing:
             registration_grace=rng.choice([0.0, 1.0]),
             idle_timeout=rng.choice([0.5, 3.0]) if self.maybe(0.1) else None,
             streams=tuple(self.stream(names) for _ in range(rng.choice([1, 1, 1, 2, 3]))),
-            faults=tuple(self.fault((SERVER, *names)) for _ in range(rng.randint(1, 4) if faulty else 0)),
+            faults=tuple(self.fault(everyone) for _ in range(rng.randint(1, 4) if faulty else 0)),
             absences=tuple(
-                Absence(rng.choice((SERVER, *names)), self.ticks(3), self.ticks(1))
+                Absence(rng.choice(leavers), self.ticks(3), self.ticks(1), rng.random() < 0.5)
                 for _ in range(rng.randint(1, 2) if self.maybe(0.25) else 0)
+            ),
+            claims=tuple(
+                Claim(rng.choice(names), self.ticks(2, 0.5), self.ticks(5, 0.5))
+                for _ in range(1 if topology != "local" and rng.random() < 0.12 else 0)
             ),
         )
 
@@ -199,17 +238,25 @@ class _Drawing:
         if self.maybe(0.1):
             targets.insert(rng.randint(0, len(targets)), GHOST)
         number = rng.choice([0, 1, 2, 3, 5, 8, 20])
+        shape: Shape = rng.choice(["class", "class", "class", "generator", "open"])
         largest = rng.choice([0, 1000, 60_000, 200_000])
         quick = rng.random() < 0.5
         gather = rng.choice(["all", "all", "first", rng.randint(1, len(targets))])
         stop: Literal["", "signal", "cancel"] = rng.choice(["signal", "cancel"]) if self.maybe(0.3) else ""
-        endings = ["raise in produce", "wrong type", "bad timeout", "value", "false value", "raise in judge"]
+        endings = ["raise in produce", "wrong type", "bad timeout", "raise in judge"]
+        if shape == "class":
+            endings += ["value", "false value"]
+        patience = rng.choice([None, None, 0.0, 1.0, 3.0]) if isinstance(gather, int) else None
         return StreamScript(
+            shape=shape,
             opener=opener,
             targets=tuple(targets),
             start=self.ticks(1),
-            window=rng.choice([1, 1, 2, 3, 5, 16]),
+            window=1 if shape == "generator" else rng.choice([1, 1, 2, 3, 5, 16]),
             gather=gather,
+            patience=patience,
+            progress_timeout=rng.choice([None, None, 5.0 if self.calm else self.ticks(1, 0.05)]),
+            copy=rng.random() < 0.2,
             drop=rng.randint(1, 3) if self.maybe(0.2) else 0,
             max_lag=rng.choice([None, 0, 1]),
             stall_timeout=self.ticks(3, 0.1) if self.maybe(0.5) else 60.0,
@@ -235,7 +282,7 @@ class _Drawing:
         kinds = [
             "hang in consume", "raise in consume", "leave", "leave", "nonsense", "raise in get_consumer",
             "slow finalize", "hang in finalize", "raise in finalize", "raise in done", "hang in done",
-            "raise in return",
+            "raise in return", "end in consume", "end and answer",
         ]  # fmt: skip
         registered: float | None = 0.0
         if self.maybe(0.1):

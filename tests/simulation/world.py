@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import math
 import random
-from collections.abc import Callable
 from typing import Any, Final
 
 import anyio
@@ -21,14 +20,18 @@ from fanstream import (
     StreamOptions,
     StreamResult,
 )
+from fanstream.errors import ClosedError, NameInUseError
 from fanstream.options import Limits
 from fanstream.outgoing import OutgoingStream
 from fanstream.policies import Drop, Quorum
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
-from tests.simulation.actors import ENGINES_OWN, Actors, Factory, ScriptedError
-from tests.simulation.scenario import SERVER, Absence, Fault, Scenario, StreamScript, scenario
+from tests.simulation.actors import Actors, Factory
+from tests.simulation.scenario import HUB, SERVER, Absence, Claim, Fault, Scenario, StreamScript, scenario
+from tests.simulation.shapes import run_stream
+from tests.simulation.verdict import Course, Verdict
 
+ADDRESS: Final = f"memory://{HUB}"
 FINALIZE: Final = 2.0
 ABORT: Final = 2.0
 SHUTDOWN: Final = 30.0
@@ -68,7 +71,8 @@ class World:
         self.engines: dict[str, StreamEngine] = {}
         self.actors = [Actors(number, script, objections) for number, script in enumerate(plan.streams)]
         self.network = FaultyNetwork(self.new_link)
-        self.faulted = False  # a link was harmed, or an engine has ended
+        self.course = Course(plan)
+        self.dead: set[str] = set()  # names of engines that have crashed and not begun anew
         self.over = anyio.Event()
         self.began = anyio.current_time()
         self.settings = EngineSettings(
@@ -87,6 +91,26 @@ class World:
         for name, delay in zip(self.plan.sites, self.plan.delays, strict=True):
             if name in ends:
                 link.up.delay = link.down.delay = delay
+        if self.dead & {self.name_of(end) for end in ends}:
+            link.cut()
+
+    @property
+    def listener(self) -> str | None:
+        """The name of the engine that the others dial in to."""
+        return {"hub": SERVER, "apart": HUB}.get(self.plan.topology)
+
+    def name_of(self, end: str) -> str:
+        """The name of the engine at one end of a link, which may be told by its address."""
+        return self.listener or end if end == HUB else end
+
+    def links_of(self, name: str) -> list[LinkControl]:
+        """The links that lead from or to an engine now."""
+        found = []
+        for link in self.network.links:
+            ends = (link.dialler, self.name_of(link.address.rpartition("/")[2]))
+            if link.alive and name in ends:
+                found.append(link)
+        return found
 
     async def until(self, moment: float) -> None:
         await anyio.sleep(max(0.0, self.began + moment - anyio.current_time()))
@@ -97,19 +121,23 @@ class World:
         """Run an engine, and another of the same name after each of its absences."""
         absences = sorted((one for one in self.plan.absences if one.site == name), key=lambda one: one.at)
         for absence in (*absences, None):
-            kwargs: dict[str, Any] = {}
-            if self.plan.topology == "hub":
-                kwargs["listen" if name == SERVER else "connect"] = "memory://hub"
-            async with StreamEngine(name, settings=self.settings, **kwargs) as engine:
-                self.engines[name] = engine
-                async with anyio.create_task_group() as tg:
-                    for actors in self.actors:
-                        if name in actors.sites:
-                            tg.start_soon(self.register, engine, actors, name)
-                    await self.stay(absence)
-                    tg.cancel_scope.cancel()
-                del self.engines[name]
-                leaving = anyio.current_time()
+            with anyio.CancelScope() as life:
+                async with StreamEngine(name, settings=self.settings, **self.place(name)) as engine:
+                    self.engines[name] = engine
+                    async with anyio.create_task_group() as tg:
+                        for actors in self.actors:
+                            if name in actors.sites:
+                                tg.start_soon(self.register, engine, actors, name)
+                        await self.stay(absence)
+                        tg.cancel_scope.cancel()
+                    del self.engines[name]
+                    leaving = anyio.current_time()
+                    if absence is not None and absence.crash and not self.over.is_set():
+                        self.dead.add(name)
+                        for link in self.links_of(name):
+                            link.cut()
+                        life.cancel()
+            self.dead.discard(name)
             if anyio.current_time() - leaving > SHUTDOWN + _EPSILON:
                 self.objections.append(f"{name} took {anyio.current_time() - leaving} s to end")
             if self.over.is_set():
@@ -117,13 +145,36 @@ class World:
             if absence is not None:
                 await anyio.sleep(absence.seconds)
 
+    def place(self, name: str) -> dict[str, Any]:
+        """Where an engine listens, or whom it dials."""
+        if self.listener is None:
+            return {}
+        return {"listen" if name == self.listener else "connect": ADDRESS}
+
     async def stay(self, absence: Absence | None) -> None:
         if absence is None:
             await self.over.wait()
             return
         with anyio.move_on_after(max(0.0, self.began + absence.at - anyio.current_time())):
             await self.over.wait()
-        self.faulted = True
+        self.course.faulted = True
+
+    async def claim(self, claim: Claim) -> None:
+        """Run another engine of a site's name: it is turned away for as long as the site is there."""
+        listener = self.listener
+        assert listener is not None
+        await self.until(claim.at)
+        turned_away = False
+        async with StreamEngine(claim.site, settings=self.settings, connect=ADDRESS) as other:
+            with anyio.move_on_after(claim.seconds):
+                try:
+                    await other.wait_for_sites([listener])
+                    self.course.usurped = self.course.faulted = True
+                except NameInUseError:
+                    turned_away = True
+                await anyio.sleep_forever()
+        if not (turned_away or self.plan.faults or self.plan.absences):
+            self.objections.append(f"{claim.site} was there, and another engine of that name was not turned away")
 
     async def register(self, engine: StreamEngine, actors: Actors, site: str) -> None:
         moment = actors.sites[site].registered
@@ -144,13 +195,10 @@ class World:
 
     async def break_one(self, fault: Fault) -> None:
         """Do something to the newest link that leads from or to a site now."""
-        links = [link for link in self.network.links if fault.site in (link.dialler, link.address.rpartition("/")[2])]
-        links = [link for link in links if link.alive]
-        if self.plan.topology == "hub" and fault.site == SERVER:
-            links = [link for link in self.network.links if link.alive]
+        links = self.links_of(fault.site)
         if not links:
             return
-        self.faulted = True
+        self.course.faulted = True
         link = links[-1]
         if fault.kind == "cut":
             link.cut()
@@ -176,13 +224,15 @@ class World:
         gather: Any = script.gather
         options = StreamOptions(
             window=script.window,
-            gather=Quorum(gather) if isinstance(gather, int) else gather,
+            gather=Quorum(gather, patience=script.patience) if isinstance(gather, int) else gather,
             straggler=Drop(script.drop) if script.drop else "wait",
             max_lag=script.max_lag,
             stall_timeout=script.stall_timeout,
             end_timeout=script.end_timeout,
             connect_grace=script.connect_grace,
             resume_window=script.resume_window,
+            progress_timeout=script.progress_timeout,
+            copy_objects=script.copy,
         )
         signal = engine.run_abort_signal.child()
         scope = anyio.CancelScope()
@@ -190,15 +240,20 @@ class World:
         bound = longest(script)
         result: StreamResult | None = None
         error: Exception | None = None
+        closed = False
         async with anyio.create_task_group() as tg:
             tg.start_soon(self.stop, script, signal, scope)
             with anyio.move_on_after(bound) as in_time, scope:
                 try:
-                    result = await engine.stream_objects(
-                        "models", f"stream-{actors.number}", {"number": actors.number}, list(script.targets),
-                        actors.producer, engine.new_context("job", abort_signal=signal), script.optional,
-                        options=options,
-                    )  # fmt: skip
+                    fl_ctx = engine.new_context("job", abort_signal=signal)
+                    result = await run_stream(actors, engine, fl_ctx, options)
+                except ClosedError as exc:
+                    # An open stream that is aborted before it is open has no block to return from.
+                    if script.shape != "open" or not (
+                        signal.triggered or self.engines.get(script.opener) is not engine
+                    ):
+                        error = exc
+                    closed = True
                 except Exception as exc:  # noqa: BLE001 - judged below
                     error = exc
             tg.cancel_scope.cancel()
@@ -208,11 +263,12 @@ class World:
         stop_at = max(began, self.began + script.stop_at)
         if script.stop and now > stop_at + ABORT + _EPSILON:
             actors.object(f"stream_objects took {now - stop_at} s to end after {script.stop}")
-        if scope.cancelled_caught != (result is None and error is None) and not in_time.cancelled_caught:
+        nothing = result is None and error is None
+        if scope.cancelled_caught != nothing and not (in_time.cancelled_caught or closed):
             actors.object(f"cancelled: {scope.cancelled_caught}, but the result is {result}, the error {error!r}")
         self.check_forgotten(engine, actors)
         left = self.engines.get(script.opener) is not engine
-        Verdict(self, actors).opener(result, error, stopped=signal.triggered or left)
+        Verdict(self.course, actors).opener(result, error, stopped=signal.triggered or left)
 
     def check_forgotten(self, engine: StreamEngine, actors: Actors) -> None:
         """No leg and no deadline is left at the opener, at the very moment when the stream has ended."""
@@ -238,17 +294,19 @@ class World:
         plan = self.plan
         with self.network:
             async with anyio.create_task_group() as tg:
-                for name in (SERVER, *plan.sites):
+                for name in plan.engines:
                     tg.start_soon(self.live, name)
                 async with anyio.create_task_group() as work:
                     for actors in self.actors:
                         work.start_soon(self.stream, actors)
                     for fault in plan.faults:
                         work.start_soon(self.harm, fault)
+                    for claim in plan.claims:
+                        work.start_soon(self.claim, claim)
                     work.start_soon(self.until, max((one.at for one in plan.absences), default=0.0) + 40.0)
                 await self.settle()
                 for actors in self.actors:
-                    Verdict(self, actors).sites()
+                    Verdict(self.course, actors).sites()
                 await self.once_more()
                 await self.settle()
                 self.over.set()
@@ -287,7 +345,7 @@ class World:
 
     async def once_more(self) -> None:
         """When all faults are over, a plain stream to all sites ends well."""
-        if set(self.engines) != {SERVER, *self.plan.sites}:
+        if set(self.engines) != set(self.plan.engines):
             self.objections.append(f"only {sorted(self.engines)} are running at the end")
             return
         for link in self.network.links:
@@ -327,144 +385,6 @@ def longest(script: StreamScript) -> float:
     return (
         opening + sum(script.makes) + sum(script.judges) + sum(script.timeouts) + holding + script.end_timeout + ABORT
     )
-
-
-class Verdict:
-    """What the contract says of one stream, against what happened."""
-
-    def __init__(self, world: World, actors: Actors) -> None:
-        self.world = world
-        self.actors = actors
-        self.script = actors.script
-        self.producer = actors.producer
-
-    def claim(self, holds: object, what: str) -> None:
-        if not holds:
-            self.actors.object(what)
-
-    def opener(self, result: StreamResult | None, error: Exception | None, *, stopped: bool) -> None:
-        """Judge what ``stream_objects`` returned or raised."""
-        self.actors.result = result
-        self.actors.stopped = stopped or result is None
-        producer = self.producer
-        if error is not None:
-            self.claim(producer.raised, f"{error!r} reached the caller")
-            if self.script.ending.startswith("raise"):
-                self.claim(isinstance(error, ScriptedError), f"{error!r} reached the caller, not what was raised")
-            return
-        if result is None:
-            return
-        self.claim(not producer.raised or stopped, f"the producer raised, and the result is {result}")
-        for name, site in result.sites.items():
-            account = sum(site.outcomes.values())
-            self.claim(account == result.objects, f"{account} outcomes of {result.objects} at {name}")
-            self.claim(0 not in site.outcomes.values(), f"an empty outcome at {name}")
-        self.claim(set(result.sites) == set(self.script.targets), "other sites than the targets")
-        if result.rc == "TASK_ABORTED" and (stopped or not self.world.faulted):
-            self.claim(stopped, f"aborted by nobody: {result}")
-            self.claim((result.value, result.complete) == (None, False), f"aborted, yet {result}")
-            return
-        self.claim(not producer.busy, f"{producer.busy} runs after the end")
-        self.claim(result.objects == producer.made, f"{result.objects} objects, {producer.made} were produced")
-        self.claim(result.value == producer.value, f"value {result.value}, process_replies said {producer.value}")
-        if producer.value is None:
-            self.claim(len(producer.seen) == producer.made, f"{len(producer.seen)} of {producer.made} were judged")
-            self.code(result)
-        else:
-            self.claim(result.rc == ("OK" if producer.value else "ERROR"), f"{result.rc} for {producer.value}")
-        self.pairs(result)
-
-    def code(self, result: StreamResult) -> None:
-        """Find ``rc`` as the contract does."""
-        blamed: set[str] = set()
-        for replies in self.producer.seen:
-            failures = [code for code in replies.values() if code in ENGINES_OWN]
-            given = len(replies) - len(failures)
-            gather = self.script.gather
-            needed = len(replies) if gather == "all" else 1 if gather == "first" else gather
-            self.claim(given <= needed, f"{given} replies were waited for, {needed} are enough for {gather}")
-            if given < needed:
-                blamed |= set(failures) or {"EARLY_TERMINATION"}
-        if blamed:
-            self.claim(result.rc in blamed, f"rc {result.rc}, gathers failed for {blamed}")
-            return
-        ends = [site.rc for name, site in result.sites.items()]
-        expected = next((rc for rc in ends if rc != "OK"), "OK")
-        self.claim(result.rc == expected, f"rc {result.rc}, expected {expected}")
-
-    def pairs(self, result: StreamResult) -> None:
-        """Compare the account with what the sites and the producer have seen."""
-        total = {"replied": result.objects}
-        good = all(site.rc == "OK" and site.outcomes in (total, {}) for site in result.sites.values())
-        self.claim(good or not result.complete, f"complete, yet {result}")
-        if self.world.plan.calm and self.producer.value is None:
-            self.claim(result.complete and result.rc == "OK", f"all was calm, yet {result}")
-        faulted = self.world.faulted
-        for name, site in result.sites.items():
-            if name not in self.actors.books:
-                self.claim(set(site.outcomes) <= {"unreachable"}, f"{name} has {site}")
-                continue
-            book, script = self.actors.books[name], self.actors.sites[name]
-            replied = site.outcomes.get("replied", 0)
-            failing = script.fails in ("raise in consume", "nonsense", "raise in get_consumer")
-            self.claim(replied <= book.answered + failing, f"{replied} replies counted, {name} gave {book.answered}")
-            shown = sum(codes.get(name, "TIMEOUT") not in ENGINES_OWN for codes in self.producer.seen)
-            self.claim(shown <= replied, f"{shown} replies of {name} were judged, {replied} counted")
-            if not faulted or self.goes_on:
-                self.claim("lost" not in site.outcomes, f"{name} was lost, but no link was: {site}")
-            if script.registered == 0.0 and not faulted:
-                self.claim("refused" not in site.outcomes, f"{name} refused what is registered: {site}")
-            if site.rc == "OK" and result.complete:
-                self.claim(not book.log or book.rc == "OK", f"{name} ended with {book.rc}, told OK")
-                wanted = script.end_result if book.log else None
-                self.claim(site.end_result == wanted, f"{name} gave {wanted}, told {site.end_result}")
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether every link that breaks is there again long before the stream's window is over."""
-        plan = self.world.plan
-        return self.script.resume_window == 60 and not plan.absences and all(one.kind != "slow" for one in plan.faults)
-
-    def sites(self) -> None:
-        """Judge what happened at the sites, once nothing runs any more."""
-        for name, book in self.actors.books.items():
-            self.site(name, book.log, book.rc)
-            self.claim(len(book.contexts) <= 1, f"{name} saw {len(book.contexts)} contexts")
-            self.claim(not book.running, f"consume still runs at {name}")
-
-    def site(self, name: str, log: list[str], rc: str | None) -> None:
-        script, book = self.actors.sites[name], self.actors.books[name]
-        if not log:
-            self.claim(not book.consumed, f"{name} consumed without a consumer")
-            return
-        full = ["get_consumer", "finalize", "done", "return_consumer"]
-        if script.fails == "raise in get_consumer":
-            full = ["get_consumer"]
-        elif script.fails in ("hang in finalize", "hang in done"):
-            full = full[: full.index(script.fails.removeprefix("hang in ")) + 1]
-            log = log[: len(full)]
-        self.claim(log == full, f"{name} was called {log}, expected {full}")
-        self.claim(book.consumed == list(range(len(book.consumed))), f"{name} consumed {book.consumed}")
-        if rc is None:
-            return
-        result = self.actors.result
-        idle = self.world.plan.idle_timeout is not None
-        dropped = result is not None and result.sites[name].rc == "TIMEOUT"
-        stopped = self.actors.stopped or dropped or self.world.faulted
-        left = script.fails == "leave" and script.at < len(book.consumed)
-        failed = script.fails in ("raise in consume", "nonsense") and script.at < len(book.consumed)
-        ended = self.producer.exhausted or self.producer.value is not None or result is not None
-        possible: dict[str, Callable[[], object]] = {
-            "OK": lambda: ended or (left and script.leaves_with == "OK"),
-            "TASK_ABORTED": lambda: stopped,
-            "COMMUNICATION_ERROR": lambda: self.world.faulted and not self.goes_on,
-            "TIMEOUT": lambda: idle,
-            "EXECUTION_EXCEPTION": lambda: failed,
-            "EMPTY_RESULT": lambda: left and script.leaves_with == "EMPTY_RESULT",
-        }
-        self.claim(possible.get(rc, bool)(), f"{name} ended with {rc}")
-        if rc == "OK" and result is not None and not left and result.value is None and not stopped:
-            self.claim(len(book.consumed) == result.objects, f"{name} ended well after {len(book.consumed)} objects")
 
 
 def run(seed: int, backend: str) -> list[str]:

@@ -219,11 +219,19 @@ class FaultyWire(Wire):
                 if self._write(pump) + self._read(pump):
                     await anyio.lowlevel.checkpoint()
                 elif not self._closed:
-                    with anyio.CancelScope(deadline=math.inf if self._closing else self._in._due):
-                        await self._wakeup.wait()
+                    await self._news()
         finally:
             self._finish()
         return self._reason
+
+    async def _news(self) -> None:
+        """Wait until woken, or until something arrives."""
+        due = math.inf if self._closing else self._in._due
+        if due == math.inf:
+            await self._wakeup.wait()
+            return
+        with anyio.CancelScope(deadline=due):
+            await self._wakeup.wait()
 
     def _write(self, pump: Pump) -> int:
         """Take from the pump what there is room for; return how many bytes."""
