@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.harness.plots import plot
 from benchmarks.harness.tables import tables
+from benchmarks.peers import Assembly, payload, pieces
 from benchmarks.report import SUITE
 
 pytestmark = [
@@ -62,12 +64,30 @@ def test_a_report_has_a_table_of_what_was_measured(tmp_path: Path) -> None:
 def test_a_table_names_the_median_the_ends_and_what_processes_cost() -> None:
     spread = {"median": 2.0, "min": 1.0, "max": 4.0}
     rows = [
-        {"malloc": "as installed", "sites": 2, "peer": "nats", "gb_per_s": spread, "cpu_s_per_gib": cpu}
+        {
+            "object": "1 MiB array",
+            "malloc": "as installed",
+            "sites": 2,
+            "peer": "nats",
+            "gb_per_s": spread,
+            "cpu_s_per_gib": cpu,
+        }
         for cpu in ({"opener": 1.0, "helper-1": 0.5, "site-1": 0.1, "site-2": 0.3},)
     ]
     title, text = tables("peers_bulk", rows)
-    assert title == "### malloc: as installed, sites: 2"
+    assert title == "### object: 1 MiB array, malloc: as installed, sites: 2"
     assert text.splitlines()[-1] == "| nats | 2 (1 to 4) | 1 + 0.5 / 0.3 |"
+
+
+@pytest.mark.parametrize("piece", [0, 64 * 1024, 100_000])
+def test_a_site_of_a_peer_has_an_array_of_a_large_object_in_whatever_pieces_it_comes(piece: int) -> None:
+    size = 256 * 1024
+    assembly = Assembly()
+    for _ in range(2):
+        whole = [assembly.take(message) for message in pieces(size, piece)]
+        assert whole == [False] * (len(whole) - 1) + [True]
+        assert assembly.array.dtype == np.float32
+        assert assembly.array.tobytes() == payload(size)
 
 
 def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:

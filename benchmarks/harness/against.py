@@ -152,6 +152,7 @@ def compare(
 def _row(peer: str, runs: Sequence[Run], raws: Sequence[Run], figure: str) -> dict[str, Any]:
     return {
         "peer": peer,
+        "object": runs[0].work.name,
         "sites": runs[0].work.sites,
         "window": runs[0].work.window,
         **describe(runs, raws, figure),

@@ -61,11 +61,11 @@ def panels(count: int, columns: int, height: float) -> tuple[Any, list[Any]]:
 
 def bulk_by_peer(line: Line) -> Any:
     rows = [row for row in line["rows"] if "gb_per_s" in row]
-    numbers = sorted({row["sites"] for row in rows})
-    figure, axes = panels(len(numbers), 2, 3.2)
-    for each, sites in zip(axes, numbers, strict=True):
-        chosen = [row for row in rows if row["sites"] == sites]
-        bars(each, chosen, "gb_per_s", f"1 MiB objects, window 16, sites: {sites}")
+    cells = sorted({(row["object"], row["sites"]) for row in rows})
+    figure, axes = panels(len(cells), 2, 3.2)
+    for each, (name, sites) in zip(axes, cells, strict=True):
+        chosen = [row for row in rows if row["object"] == name and row["sites"] == sites]
+        bars(each, chosen, "gb_per_s", f"{name}, sites: {sites}")
         each.set_xlabel("GB/s in all; thin: malloc's thresholds raised", fontsize=8)
     return figure
 

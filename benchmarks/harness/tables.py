@@ -68,8 +68,8 @@ HEADINGS: Final = {
 SPLIT: Final[dict[str, tuple[str, ...]]] = {
     "fairness": ("part",),
     "large_objects": ("object",),
-    "peers_bulk": ("malloc", "sites"),
-    "peers_small": ("window", "sites"),
+    "peers_bulk": ("object", "malloc", "sites"),
+    "peers_small": ("object", "window", "sites"),
     "tls": ("object",),
 }
 

@@ -12,12 +12,15 @@ Each is a module of this package with a docstring that tells its settings, and o
 from __future__ import annotations
 
 import asyncio
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Work:
         window: how many objects may be in flight: sent, and not yet answered by every site.
         sites: how many sites it goes to.
         tensors: float32 arrays that the object is made of; 0 for bytes. Only fanstream knows of tensors: to the others
-            an object is its bytes.
+            an object is its bytes, and their sites make the array.
     """
 
     size: int
@@ -38,6 +41,11 @@ class Work:
     window: int = 1
     sites: int = 1
     tensors: int = 0
+
+    @property
+    def name(self) -> str:
+        """What its object is called."""
+        return f"{self.size >> 20} MiB array" if self.tensors == 1 else f"{self.size} bytes"
 
     @property
     def moved(self) -> int:
@@ -59,10 +67,12 @@ class Opener(ABC):
     Attributes:
         address: where sites connect to.
         helpers: processes that it has started, whose CPU time and memory count too.
+        piece: bytes of a message; a larger object goes as several. 0 where that gains nothing.
     """
 
     address: str
     helpers: tuple[int, ...] = ()
+    piece: int = 0
 
     @abstractmethod
     async def wait_for_sites(self) -> None:
@@ -78,7 +88,11 @@ class Opener(ABC):
 
     def prepare(self, work: Work) -> None:
         """Make the object that *work* sends, and keep it."""
-        payload(work.size)
+        self.pieces(work)
+
+    def pieces(self, work: Work) -> list[bytes]:
+        """The messages that the object of *work* goes as; an ``Assembly`` takes them."""
+        return pieces(work.size, self.piece)
 
 
 class Peer(Protocol):
@@ -117,6 +131,11 @@ def installed(peer: str) -> bool:
         return False
 
 
+LARGE: Final = 64 * 1024
+"""Bytes from which on an object is data that a site wants as an array."""
+MIB: Final = 1024 * 1024
+_SIZE: Final = struct.Struct("<Q")  # before the pieces of an object; no object is as small
+
 _payloads: dict[int, bytes] = {}
 
 
@@ -126,6 +145,55 @@ def payload(size: int) -> bytes:
         _payloads.clear()
         _payloads[size] = (bytes(range(256)) * (size // 256 + 1))[:size]
     return _payloads[size]
+
+
+_cut: dict[tuple[int, int], list[bytes]] = {}
+
+
+def pieces(size: int, piece: int) -> list[bytes]:
+    """The object of *size* bytes in pieces of *piece*, with its size before them; or itself if it is no larger."""
+    data = payload(size)
+    if not piece or size <= piece:
+        return [data]
+    if (size, piece) not in _cut:
+        _cut.clear()
+        _cut[size, piece] = [_SIZE.pack(size), *(data[start : start + piece] for start in range(0, size, piece))]
+    return _cut[size, piece]
+
+
+class Assembly:
+    """What a site makes of large objects: float32 arrays that it can use. Smaller ones stay bytes.
+
+    Attributes:
+        array: the last one. That of an object which is one message is a view of the message; one that comes in pieces
+            has memory of its own, which the next of the same size is put into.
+    """
+
+    def __init__(self) -> None:
+        self.array: np.ndarray[Any, np.dtype[np.float32]] = np.empty(0, np.float32)
+        self._room = memoryview(b"")
+        self._have = self._size = 0
+
+    def take(self, message: Any) -> bool:
+        """Take one message, a buffer; return whether its object is whole."""
+        size = len(message)
+        if self._size:
+            self._room[self._have : self._have + size] = message
+            self._have += size
+            if self._have < self._size:
+                return False
+            self._size = 0
+        elif size == _SIZE.size:
+            (self._size,) = _SIZE.unpack(message)
+            self._have = 0
+            if len(self._room) != self._size:
+                self.array = np.empty(self._size // 4, np.float32)
+                self._room = self.array.data.cast("B")
+            return False
+        elif size >= LARGE:
+            self.array = np.frombuffer(message, np.float32)
+            self._room = memoryview(b"")
+        return True
 
 
 class Gather:

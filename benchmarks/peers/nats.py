@@ -2,7 +2,8 @@
 
 Settings: an object is published once, on a subject that all the sites in question subscribe to, so that the server fans
 it out; all sites publish their replies on one subject. No limits on what is pending at the subscribers, payloads of up
-to 8 MiB. On uvloop. The server's CPU time and memory count as a helper's.
+to 8 MiB; larger objects in pieces of 1 MiB, which are faster than those of 4 or 8. On uvloop. The server's CPU time and
+memory count as a helper's.
 """
 
 from __future__ import annotations
@@ -22,17 +23,16 @@ from typing import Any, Final
 
 import nats
 
-from . import Opener, Window, Work, payload
+from . import MIB, Assembly, Opener, Window, Work
 
 LOOP: Final = "uvloop"
 
 MOST_SITES: Final = 64
-_MIB: Final = 1024 * 1024
 CONFIG: Final = {
     "host": "127.0.0.1",
     "port": -1,  # any that is free
-    "max_payload": 8 * _MIB,
-    "max_pending": 256 * _MIB,
+    "max_payload": 8 * MIB,
+    "max_pending": 256 * MIB,
 }
 
 
@@ -66,6 +66,8 @@ def running_server() -> Iterator[tuple[str, int]]:
 class NatsOpener(Opener):
     """Publishes objects and counts replies."""
 
+    piece = MIB
+
     def __init__(self, client: Any, address: str, server: int, sites: int) -> None:
         self.address = address
         self.helpers = (server,)
@@ -90,10 +92,11 @@ class NatsOpener(Opener):
 
     async def run(self, work: Work) -> None:
         self._window = Window(work)
-        data = payload(work.size)
+        pieces = self.pieces(work)
         subject = f"objects.{work.sites}"
         async for _ in self._window.turns():
-            await self._client.publish(subject, data)
+            for piece in pieces:
+                await self._client.publish(subject, piece)
 
 
 @asynccontextmanager
@@ -116,9 +119,11 @@ async def site(address: str, index: int) -> AsyncIterator[None]:
     """Subscribe to all that goes to more sites than *index*, and answer it."""
     client = await nats.connect(address)
     reply = str(index).encode()
+    assembly = Assembly()
 
-    async def answer(_message: Any) -> None:
-        await client.publish("replies", reply)
+    async def answer(message: Any) -> None:
+        if assembly.take(message.data):
+            await client.publish("replies", reply)
 
     try:
         for sites in range(index + 1, MOST_SITES + 1):

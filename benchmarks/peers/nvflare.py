@@ -1,8 +1,9 @@
 """NVIDIA FLARE: its ObjectStreamer, over its AuxRunner and a Cell in each process.
 
 Settings: all of FLARE's own stack as it is, with the plain tcp driver and no TLS; around it stands only what its
-ServerEngine and ClientEngine would do for a streamer. An object is bytes in a Shareable. It is lock step by design: the
-next object leaves when every site has answered the last, so the window of the work is not used.
+ServerEngine and ClientEngine would do for a streamer. An object is bytes in a Shareable, larger ones are objects of 16
+MiB. It is lock step by design: the next object leaves when every site has answered the last, so the window of the work
+is not used.
 
 FLARE keeps a thread for each reply for 65 seconds (2.9.0), and slows down as they gather: runs are kept short, so that
 what is measured is FLARE at its start.
@@ -31,7 +32,7 @@ from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.private.aux_runner import AuxMsgTarget, AuxRunner
 from nvflare.private.stream_runner import ObjectStreamer
 
-from . import Opener, Work, payload
+from . import MIB, Assembly, Opener, Work
 
 LOOP: Final = "asyncio"
 
@@ -123,14 +124,14 @@ def as_targets(names: list[str]) -> list[Any]:
 class Repeat(ObjectProducer):
     """Sends one object a number of times, and insists on every reply."""
 
-    def __init__(self, data: bytes, count: int) -> None:
-        self._data = data
-        self._left = count
+    def __init__(self, pieces: list[bytes], count: int) -> None:
+        self._pieces = pieces
+        self._left = count * len(pieces)
 
     def produce(self, stream_ctx: Any, fl_ctx: Any) -> tuple[Any, float]:
         self._left -= 1
         obj = Shareable()
-        obj["x"], obj["last"] = self._data, self._left == 0
+        obj["x"], obj["last"] = self._pieces[-1 - self._left % len(self._pieces)], self._left == 0
         return obj, TIMEOUT
 
     def process_replies(self, replies: dict[str, Any], stream_ctx: Any, fl_ctx: Any) -> Any:
@@ -142,7 +143,11 @@ class Repeat(ObjectProducer):
 class Take(ObjectConsumer):
     """Takes an object and says that it did."""
 
+    def __init__(self) -> None:
+        self._assembly = Assembly()
+
     def consume(self, shareable: Any, stream_ctx: Any, fl_ctx: Any) -> tuple[bool, Any]:
+        self._assembly.take(shareable["x"])
         return not shareable["last"], make_reply(ReturnCode.OK)
 
 
@@ -155,6 +160,8 @@ class Takers(ConsumerFactory):
 
 class FlareOpener(Opener):
     """Streams to sites."""
+
+    piece = 16 * MIB
 
     def __init__(self, engine: Engine, address: str, sites: int) -> None:
         self.address = address
@@ -178,7 +185,7 @@ class FlareOpener(Opener):
             TOPIC,
             {},
             self._names[: work.sites],
-            Repeat(payload(work.size), work.count),
+            Repeat(self.pieces(work), work.count),
             self._engine.new_context(),
         )
         if rc != ReturnCode.OK:

@@ -1,6 +1,7 @@
 """pyzmq with blocking sockets: a ROUTER at the opener, a DEALER at each site, each used by one thread.
 
-Settings: as of ``pyzmq``. What a program gets that gives ZeroMQ threads of its own, and has no event loop to serve.
+Settings: as of ``pyzmq``, but messages of 1 MiB. What a program gets that gives ZeroMQ threads of its own, and has no
+event loop to serve.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import zmq
 
-from . import Gather, Opener, Work, payload
+from . import MIB, Assembly, Gather, Opener, Work
 from .pyzmq import name, tuned
 
 LOOP: Final = "asyncio"
@@ -20,6 +21,8 @@ LOOP: Final = "asyncio"
 
 class ZmqOpener(Opener):
     """Sends by one socket, and takes the replies from it."""
+
+    piece = MIB
 
     def __init__(self, router: Any, sites: int) -> None:
         self.address = router.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -33,7 +36,7 @@ class ZmqOpener(Opener):
 
     async def run(self, work: Work) -> None:
         router = self._router
-        data = payload(work.size)
+        pieces = self.pieces(work)
         names = [name(index) for index in range(work.sites)]
         indices = {each: index for index, each in enumerate(names)}
         free = work.window
@@ -48,9 +51,10 @@ class ZmqOpener(Opener):
             if left and free:
                 left -= 1
                 free -= 1
-                for each in names:
-                    router.send(each, zmq.SNDMORE)
-                    router.send(data, copy=False)
+                for piece in pieces:
+                    for each in names:
+                        router.send(each, zmq.SNDMORE)
+                        router.send(piece, copy=False)
             else:
                 sender, _ = router.recv_multipart()
                 gather.replied(indices[sender])
@@ -70,11 +74,12 @@ def answer(context: Any, address: str, index: int) -> None:
     with tuned(context.socket(zmq.DEALER)) as dealer:
         dealer.setsockopt(zmq.IDENTITY, name(index))
         dealer.connect(address)
+        assembly = Assembly()
         dealer.send(b"joined")
         try:
             while True:
-                dealer.recv(copy=False)
-                dealer.send(b"k")
+                if assembly.take(dealer.recv(copy=False).buffer):
+                    dealer.send(b"k")
         except zmq.ContextTerminated:
             return
 
