@@ -92,6 +92,7 @@ ONCE: Final = (
     "soak",
     "test_benchmarks.py",
     "test_counted_work.py",
+    "test_durable.py",
     "test_layers.py",
     "test_network.py",
     "test_slow_sites.py",

@@ -26,6 +26,7 @@ STREAM_OPTIONS: dict[str, list[tuple[Any, str]]] = {
     "connect_grace": NOT_SECONDS_OR_0,
     "resume_window": [(-1, "0 .*=-1"), (math.nan, "nan"), (4_294_967, "4294966 .*=4294967")],
     "copy_objects": [("perhaps", "perhaps"), (2, "=2")],
+    "durable": [("perhaps", "perhaps"), (2, "=2")],
     "timeout": [*NOT_SECONDS[:2], (math.nan, "=nan"), (4_294_967, "4294966 .*=4294967"), (math.inf, "4294966 .*=inf")],
 }
 

@@ -61,6 +61,9 @@ class ThreadedProducer(ObjectProducer):
     async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Timeout]:
         return cast("tuple[Shareable | None, Timeout]", await self._call("produce", stream_ctx, fl_ctx))
 
+    async def seek(self, seq: int, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+        await self._call("seek", seq, stream_ctx, fl_ctx)
+
     async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
         return await self._call("process_replies", replies, stream_ctx, fl_ctx)
 
@@ -115,16 +118,23 @@ class GeneratorProducer(ObjectProducer):
 _PRODUCER: Final = ("produce", "process_replies")
 
 
-def as_producer(producer: Any, *, window: int, timeout: float, limiter: anyio.CapacityLimiter) -> ObjectProducer:
-    """Return *producer* as an ObjectProducer.
+def as_producer(
+    producer: Any, *, window: int, timeout: float, limiter: anyio.CapacityLimiter, seeks: bool = False
+) -> ObjectProducer:
+    """Return *producer* as an ObjectProducer; with *seeks*, as one that can begin anywhere.
 
     Raises:
-        TypeError: it is neither an async generator nor has the methods of a producer.
+        TypeError: it is neither an async generator nor has the methods of a producer, or of a SeekableProducer.
         ValueError: it is a generator, which is lock step, and *window* is not 1.
     """
     if inspect.isasyncgenfunction(producer):
         raise TypeError(
             f"producer is the generator function {producer.__qualname__}: call it, and pass what it returns"
+        )
+    if seeks and not callable(getattr(producer, "seek", None)):
+        raise TypeError(
+            f"producer is {producer!r} of type {type(producer).__name__}, which has no method seek: a durable stream "
+            "needs a SeekableProducer"
         )
     if inspect.isasyncgen(producer):
         if window != 1:
@@ -136,7 +146,8 @@ def as_producer(producer: Any, *, window: int, timeout: float, limiter: anyio.Ca
                 f"producer is {producer!r} of type {type(producer).__name__}, expected an ObjectProducer "
                 f"or an async generator; it has no method {name}"
             )
-    if isinstance(producer, ObjectProducer) and all(is_async(getattr(producer, name)) for name in _PRODUCER):
+    called = (*_PRODUCER, "seek") if seeks else _PRODUCER
+    if isinstance(producer, ObjectProducer) and all(is_async(getattr(producer, name)) for name in called):
         return producer
     return ThreadedProducer(producer, limiter)
 

@@ -94,6 +94,16 @@ def check_timeout(timeout: Any, argument: str = "timeout") -> float:
     return seconds
 
 
+def check_type(value: Any, argument: str, kind: type) -> None:
+    """Check that *value* is of a type.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument} is of type {type(value).__name__}, expected {kind.__name__}")
+
+
 def check_count(value: Any, argument: str, *, least: int = 0) -> int:
     """Return *value* if it is a whole number of at least *least*.
 

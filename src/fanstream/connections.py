@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from . import auditing, transports
 from .authorization import Authorization
@@ -21,6 +22,7 @@ from .protocol.core import LinkCore, Refusal, Routing, Surroundings
 from .protocol.events import Forwarded, Opened, PresenceChanged, TurnedAway
 from .protocol.frames import MAGIC
 from .protocol.inbound import Decoders
+from .protocol.opener import OpenerLeg
 from .protocol.receiver import ReceiverLeg
 from .protocol.relay import FIRST_WINDOW
 from .protocol.session import SessionState
@@ -115,6 +117,7 @@ class Connections:
             self._way_to,
             self._wanted,
             None if journal is None else journal.forget,
+            None if journal is None else journal.followed,
         )
         self._shared = Surroundings.make(settings, decoder, self._route, admit, self._resuming)
 
@@ -170,17 +173,43 @@ class Connections:
 
     def restore(self, streams: Iterable[Kept]) -> list[ReceiverLeg]:
         """Make this site's ends of the streams that an earlier life of the engine has left."""
-        nowhere = LinkCore(self._hello, self._shared, dialler=False, on_output=lambda: None, now=self.face.time())
+        nowhere = self._nowhere()
         return [
             nowhere.restore(kept.opening, kept.answered, kept.acked, {**kept.replies}, kept.ending) for kept in streams
         ]
 
-    def _way_to(self, name: str) -> LinkCore | None:
-        link = self._sites.find(name)
-        return None if link is None else link.core
+    def take_up(
+        self, opening: Opening, body: bytes, sites: Mapping[str, bytes], settled: int, owner: object
+    ) -> list[OpenerLeg]:
+        """Make the opener's ends of a durable stream that an earlier life of the engine has left.
+
+        They are suspended, each until there is a way to its site; where there is one, it is asked at once.
+
+        Args:
+            opening: what this life would say to open it.
+            body: what was sent along with OPEN.
+            sites: the targets that take part, with the incarnations to which it was opened.
+            settled: how many objects are behind it.
+            owner: who hears what happens to them.
+        """
+        nowhere = self._nowhere()
+        legs = []
+        for name, life in sites.items():
+            leg = nowhere.take_up(msgspec.structs.replace(opening, targets=[name]), body, life=life, settled=settled)
+            leg.owner = owner
+            legs.append(leg)
+        self._ways_changed()
+        return legs
+
+    def _nowhere(self) -> LinkCore:
+        return LinkCore(self._hello, self._shared, dialler=False, on_output=lambda: None, now=self.face.time())
 
     def _ways_changed(self) -> None:
         self._resuming.ways_changed()
+
+    def _way_to(self, name: str) -> LinkCore | None:
+        link = self._sites.find(name)
+        return None if link is None else link.core
 
     def _wanted(self, name: str) -> None:
         """A suspended stream needs a way to a site: nobody else dials engines of this event loop."""

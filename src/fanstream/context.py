@@ -25,11 +25,14 @@ class StreamContextKey:
     TOPIC: Final = "__topic__"
     RC: Final = "__RC__"
     OPENER: Final = "__opener__"
-    """The name of the site that opened the stream; this and the two below on the receiver only."""
+    """The name of the site that opened the stream; on the receiver only."""
     STREAM_ID: Final = "__stream_id__"
-    """The stream's id, as 32 hexadecimal digits."""
+    """The stream's id, as 32 hexadecimal digits; at the opener before anything is produced."""
     SEQ: Final = "__seq__"
-    """The number of the object being consumed, from 0. With the opener and the id it names one object for ever."""
+    """The number of the object being consumed, from 0; on the receiver only.
+
+    With the opener and the id it names one object for ever.
+    """
     END_STREAM: Final = "__end_stream__"
     """A thread-safe ``(rc, fl_ctx=None)`` that ends the stream without waiting; on the receiver only, never sent."""
     OF_THE_RECEIVER: Final = frozenset((RC, OPENER, STREAM_ID, SEQ, END_STREAM))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -14,7 +13,7 @@ import anyio
 from . import auditing
 from .abort import AbortSignal
 from .adapters import FunctionFactory, GeneratorProducer, as_producer
-from .arguments import OWN, check_address, check_count, check_site, check_targets
+from .arguments import OWN, check_address, check_count, check_site, check_targets, check_type
 from .authorization import Authorization
 from .codec import Codec
 from .connections import Connections
@@ -32,9 +31,9 @@ from .protocol.core import LinkCore, Refusal
 from .protocol.events import Opened
 from .protocol.receiver import ReceiverLeg
 from .registry import Registration, Registry
-from .results import Work
+from .running import Work, running
 from .shareable import ReturnCode, Shareable
-from .streaming import ConsumerFactory, StreamableEngine, StreamResult
+from .streaming import ConsumerFactory, StreamableEngine, StreamResult, UnfinishedStream
 from .tasks import Tasks
 from .transports.addresses import parse_all
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .journal import Journal, Kept, Record
+    from .ledger import Ledger
     from .options import EngineSettings, StreamOptions
     from .sealing import Sealing, SiteSeal
     from .security.kit import Kit
@@ -84,9 +84,8 @@ class StreamEngine(StreamableEngine):
         self.name = check_site(site_name, "site_name")
         self._listen = parse_all(listen, "listen")
         self._connect = parse_all(connect, "connect")
-        if settings is not None and not isinstance(settings, EngineSettings):
-            raise TypeError(f"settings is of type {type(settings).__name__}, expected EngineSettings")
-        self.settings = settings or EngineSettings()
+        self.settings = EngineSettings() if settings is None else settings
+        check_type(self.settings, "settings", EngineSettings)
         self.identity = identity
         self._connect = check_addresses(self.name, self._listen, self._connect, identity)
         self.codec = Codec(self.settings.limits)
@@ -103,6 +102,7 @@ class StreamEngine(StreamableEngine):
         self._known: dict[tuple[str, bytes], None] = {}  # streams by opener and id: no site can use up another's ids
         self._sweep: Deadline | None = None
         self._journal: Journal | None = None
+        self._ledger: Ledger | None = None
         self._state = "new"
 
     @classmethod
@@ -141,8 +141,10 @@ class StreamEngine(StreamableEngine):
         self._idle = self.face.wakeup()
         if self.settings.journal is not None:
             from .journal import Journal
+            from .ledger import Ledger
 
             self._journal = Journal(self.settings.journal, self.name, self.face)
+            self._ledger = Ledger(self._journal, self.face, self.deadlines)
         self._registered = anyio.Event()
         if self.identity is not None:
             from .sealing import CHANNEL, TOPIC, Sealing
@@ -164,7 +166,10 @@ class StreamEngine(StreamableEngine):
             self._audit,
             self._journal,
         )
-        kept = [] if self._journal is None else await self._journal.open()
+        kept: list[Kept] = []
+        if self._journal is not None and self._ledger is not None:
+            kept = await self._journal.open(self._ledger.load)
+            self._ledger.begin_leases()
         try:
             await self._tasks.start()
         except BaseException:
@@ -449,18 +454,16 @@ class StreamEngine(StreamableEngine):
         options: StreamOptions,
         optional: bool,
         secure: bool,
+        resume: str | None = None,
     ) -> tuple[OutgoingStream, bytes]:
         from .options import StreamOptions
 
         self._check_running()
         check_address(channel, "channel")
         check_address(topic, "topic")
-        if not isinstance(stream_ctx, dict):
-            raise TypeError(f"stream_ctx is of type {type(stream_ctx).__name__}, expected a dict")
-        if not isinstance(fl_ctx, FLContext):
-            raise TypeError(f"fl_ctx is of type {type(fl_ctx).__name__}, expected an FLContext")
-        if not isinstance(options, StreamOptions):
-            raise TypeError(f"options is of type {type(options).__name__}, expected StreamOptions")
+        check_type(stream_ctx, "stream_ctx", dict)
+        check_type(fl_ctx, "fl_ctx", FLContext)
+        check_type(options, "options", StreamOptions)
         names = check_targets(targets, self.name)
         needed = getattr(options.gather, "k", 1)
         if needed > len(names):
@@ -469,12 +472,25 @@ class StreamEngine(StreamableEngine):
             self._authorization.check_opening(channel, topic, names)
         if secure and self._sealing is None:
             raise SecurityError(f"secure=True: {self.name} has no identity to seal with; nothing was sent")
+        make: Callable[..., OutgoingStream] = OutgoingStream
+        if options.durable or resume is not None:
+            from .durable import maker
+
+            make = maker(self._ledger, self._links.take_up, resume, channel, topic, names, options, optional, secure)
         signal = fl_ctx.get_run_abort_signal().child()
-        stream = OutgoingStream(
+        stream = make(
             self, channel, topic, stream_ctx, names, fl_ctx.under(signal), options, optional=optional,
             secure=secure, signal=signal,
         )  # fmt: skip
         return stream, stream.encode_opening()
+
+    def unfinished_streams(self) -> list[UnfinishedStream]:
+        """Return the durable streams that earlier lives of this engine have left, and that none has resumed yet.
+
+        Each may be resumed for its ``resume_window``, which begins when the engine is entered.
+        """
+        self._check_running()
+        return [] if self._ledger is None else self._ledger.unfinished()
 
     async def stream_objects(
         self,
@@ -488,6 +504,7 @@ class StreamEngine(StreamableEngine):
         secure: bool = False,
         *,
         options: StreamOptions | None = None,
+        resume: str | None = None,
     ) -> StreamResult:
         """Send a stream of Shareables to sites and gather each site's reply to each object.
 
@@ -501,12 +518,17 @@ class StreamEngine(StreamableEngine):
             optional: sites where nothing is registered are skipped.
             secure: seal the stream end to end.
             options: how the stream runs.
+            resume: the id of an unfinished durable stream of an earlier life of this engine, which goes on. Address,
+                targets, *optional* and the options' backlog are the same as then; what was opened with is not sent
+                again. The producer needs ``seek``.
 
         Returns:
             How it ended, for each site and in all.
 
         Raises:
             TypeError, ValueError: an argument is not what it should be; nothing was sent.
+            UnknownStreamError: the journal has no unfinished stream of the id *resume*.
+            JournalError: how far a durable stream is cannot be written; it is aborted.
             CodecError: ``stream_ctx`` or an object cannot be sent.
             SecurityError: *secure* cannot be had, or the policy denies the stream at one of the targets.
             ClosedError: the engine is not running.
@@ -515,14 +537,18 @@ class StreamEngine(StreamableEngine):
         from .options import StreamOptions
 
         options = options or StreamOptions()
-        stream, body = self._prepare(channel, topic, stream_ctx, targets, fl_ctx, options, optional, secure)
-        made = as_producer(producer, window=options.window, timeout=options.timeout, limiter=self.limiter)
+        stream, body = self._prepare(channel, topic, stream_ctx, targets, fl_ctx, options, optional, secure, resume)
+        made = as_producer(
+            producer, window=options.window, timeout=options.timeout, limiter=self.limiter, seeks=stream.durable
+        )
 
         try:
             async with self._running(stream) as work:
                 await self._open(stream, body, options, secure)
                 run = ProducerRun(stream, made, stream_ctx, options.window)
                 work.at_end = run.show_offers
+                if resume is not None:
+                    await run.seek()
                 work.value = await run.run()
                 if isinstance(made, GeneratorProducer):
                     await made.show_last_replies()
@@ -564,41 +590,13 @@ class StreamEngine(StreamableEngine):
 
     @asynccontextmanager
     async def _running(self, stream: OutgoingStream) -> AsyncIterator[Work]:
-        """Have a stream opened and its work done inside its scope, and end it, however the work ended."""
-        work = Work()
         self._outgoing.add(stream)
-        if self._audit.wanted:
-            self._audit.tell(auditing.stream_opened(stream))
         try:
-            with anyio.CancelScope() as scope:
-                unsubscribe = stream.signal.subscribe(partial(self._aborted, stream, scope))
-                try:
-                    yield work
-                    await stream.end(withdraw=work.value is not None)
-                    if work.at_end is not None:
-                        await work.at_end()
-                finally:
-                    unsubscribe()
-            if stream.aborted:
-                await stream.settle_abort()
-                work.value = None
-            work.result = stream.result(work.value)
-        except BaseException as exc:
-            rc = ReturnCode.EXECUTION_EXCEPTION if isinstance(exc, Exception) else ReturnCode.TASK_ABORTED
-            stream.abort(rc, f"{type(exc).__name__} at the opener")
-            await stream.settle_abort()
-            raise
+            async with running(stream, self._audit) as work:
+                yield work
         finally:
             self._outgoing.discard(stream)
             self._stream_ended()
-            if self._audit.wanted:
-                ended = stream.abort_code if work.result is None else work.result.rc
-                self._audit.tell(auditing.stream_ended(stream, ended))
-
-    @staticmethod
-    def _aborted(stream: OutgoingStream, scope: anyio.CancelScope) -> None:
-        stream.abort(ReturnCode.TASK_ABORTED, str(stream.signal.reason or "aborted"))
-        scope.cancel()
 
     @asynccontextmanager
     async def open_stream(
@@ -620,6 +618,8 @@ class StreamEngine(StreamableEngine):
         from .options import StreamOptions
 
         options = options or StreamOptions(window=64)
+        if options.durable:
+            raise ValueError("options.durable is True: who sends one by one cannot say when replies have been judged")
         fl_ctx = fl_ctx if fl_ctx is not None else self.new_context()
         context = {} if stream_ctx is None else stream_ctx
         stream, body = self._prepare(channel, topic, context, targets, fl_ctx, options, optional, secure)

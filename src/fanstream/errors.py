@@ -17,6 +17,7 @@
     │   ├── KitError          a file of a site's kit is refused; ``.path``, ``.reason`` and ``.fix``
     │   └── IdentityError     a peer is not who it has to be; ``.code`` says in which way
     ├── JournalError          a journal cannot be used or written; ``.path``, ``.reason`` and ``.fix``
+    ├── UnknownStreamError    no stream of that id can be resumed; ``.stream_id``
     ├── NameInUseError        another living engine has this site's name
     └── SiteError             ``.site`` says which; ``__cause__`` says why
 
@@ -129,6 +130,21 @@ class JournalError(EngineError):
         self.path = str(path)
         self.reason = reason
         self.fix = fix
+
+
+class UnknownStreamError(EngineError):
+    """The journal has no unfinished stream of this id: it has ended, has been resumed before, or never was.
+
+    Attributes:
+        stream_id: what was asked for.
+    """
+
+    def __init__(self, stream_id: str, site: str) -> None:
+        super().__init__(
+            f"stream {stream_id} cannot be resumed: the journal of {site} has no such unfinished stream. It has ended, "
+            "has been resumed before, or was never durable"
+        )
+        self.stream_id = stream_id
 
 
 class NameInUseError(EngineError):

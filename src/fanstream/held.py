@@ -6,6 +6,19 @@ import anyio
 
 from .protocol.gather import Flight
 from .protocol.opener import OpenerLeg
+from .shareable import Shareable
+
+
+class Offer:
+    """One reply as it arrived; ``late`` if its object's deadline had passed."""
+
+    __slots__ = ("late", "reply", "seq", "site")
+
+    def __init__(self, site: str, seq: int, reply: Shareable, late: bool) -> None:
+        self.site = site
+        self.seq = seq
+        self.reply = reply
+        self.late = late
 
 
 class Held:

@@ -1,6 +1,7 @@
 """The journal: what a site has answered, on the disk before it is said, so that its next life can go on with it.
 
-One file belongs to one engine. A worker thread writes; what several streams want kept at one time shares one sync.
+What it has opened itself stands in the same file, and is the matter of ``ledger.py``. One file belongs to one engine. A
+worker thread writes; what several streams want kept at one time shares one sync.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -29,7 +30,7 @@ from .wakeup import Face
 _log = logging.getLogger(__name__)
 
 _APPLICATION: Final = 0x46414E53  # "FANS", in the header of the file
-_VERSION: Final = 1  # of the tables
+_VERSION: Final = 2  # of the tables
 _SMALLEST: Final = 512  # bytes: a page of SQLite's
 _PIECE: Final = 64 * 1024 * 1024  # bytes: SQLite takes no value of more than 1 GB
 _LOG_SIZE: Final = 64 * 1024 * 1024  # bytes of the write-ahead log that stay allocated
@@ -42,7 +43,12 @@ _TABLES: Final = (
         stream INTEGER, seq INTEGER, number INTEGER, checksum INTEGER NOT NULL, data BLOB NOT NULL,
         PRIMARY KEY (stream, seq, number)
     )""",
+    """CREATE TABLE outgoing (
+        id INTEGER PRIMARY KEY, opening BLOB NOT NULL, body BLOB NOT NULL, sites BLOB NOT NULL, settled INTEGER NOT NULL
+    )""",
 )
+
+_T = TypeVar("_T")
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -90,7 +96,7 @@ class Kept:
     ending: bytes = field(repr=False)
 
 
-Step = Callable[["Store"], None]
+Step = Callable[["Store"], object]
 """One change to the file; it raises ``sqlite3.Error`` where it cannot be made."""
 
 
@@ -199,34 +205,47 @@ class Store:
                 self.path, f"is the journal of {', '.join(map(str, names)) or 'nobody'}", f"Give {self._site} its own"
             )
 
+    @property
+    def execute(self) -> Callable[..., sqlite3.Cursor]:
+        """Run a statement: within a step, as part of its commit."""
+        return self._connection.execute
+
     def close(self) -> None:
         """Close the file; what was written stays."""
         self._connection.close()
 
     def load(self) -> list[Kept]:
-        """Read what earlier lives have left.
+        """Read what earlier lives have left of incoming streams.
+
+        Raises:
+            JournalError: the file is damaged.
+        """
+        return self.read(lambda: list(self._load()))
+
+    def read(self, reading: Callable[[], _T]) -> _T:
+        """Call what reads and decodes rows, and return what it returns.
 
         Raises:
             JournalError: the file is damaged.
         """
         try:
-            return list(self._load())
-        except (sqlite3.Error, msgspec.MsgspecError, RemoteProtocolError, _DamageError, UnicodeDecodeError) as exc:
+            return reading()
+        except (sqlite3.Error, msgspec.MsgspecError, RemoteProtocolError, DamageError, UnicodeDecodeError) as exc:
             raise self._damaged(str(exc)) from exc
 
     def _load(self) -> Iterator[Kept]:
         rows = self._connection.execute("SELECT id, opening, body, state FROM streams ORDER BY id").fetchall()
         for number, opening, body, state in rows:
-            told = bodies.decode(bodies.Opening, _checked(opening))
-            where = _decode_state(_checked(state))
+            told = bodies.decode(bodies.Opening, checked(opening))
+            where = _decode_state(checked(state))
             replies = {}
             found = self._connection.execute("SELECT seq, head FROM replies WHERE stream = ? ORDER BY seq", (number,))
             for seq, head in found.fetchall():
-                replies[seq] = self._load_reply(number, seq, _decode_head(_checked(head)))
+                replies[seq] = self._load_reply(number, seq, _decode_head(checked(head)))
             first, count = where.acked, where.answered - where.acked
             if len(replies) != count or any(seq != first + index for index, seq in enumerate(replies)):
-                raise _DamageError(f"stream {number} has {len(replies)} replies, {count} expected")
-            yield Kept(number, told, _checked(body), where.answered, where.acked, replies, where.ending)
+                raise DamageError(f"stream {number} has {len(replies)} replies, {count} expected")
+            yield Kept(number, told, checked(body), where.answered, where.acked, replies, where.ending)
 
     def _load_reply(self, number: int, seq: int, head: _Head) -> tuple[Encoded, int]:
         pieces = self._connection.execute(
@@ -238,10 +257,10 @@ class Store:
             while len(buffer) < size:
                 checksum, data = pieces.fetchone() or (0, None)
                 if not isinstance(data, bytes) or not data or binascii.crc32(data) != checksum:
-                    raise _DamageError(f"reply {seq} of stream {number}")
+                    raise DamageError(f"reply {seq} of stream {number}")
                 buffer += data
             if len(buffer) != size:
-                raise _DamageError(f"reply {seq} of stream {number}")
+                raise DamageError(f"reply {seq} of stream {number}")
             buffers.append(memoryview(buffer))
         return Encoded(head.envelope, tuple(buffers), head.sizes, sum(head.sizes)), head.flags
 
@@ -293,14 +312,14 @@ class Store:
 
     def begin(self, number: int, opening: bytes, body: bytes) -> None:
         """Note a stream."""
-        row = (number, _check(opening), _check(body), _check(_encode(_State())))
+        row = (number, check(opening), check(body), check(_encode(_State())))
         self._connection.execute("INSERT INTO streams VALUES (?, ?, ?, ?)", row)
 
     def done(self, number: int, state: _State, seq: int, reply: Encoded, flags: int) -> None:
         """Note that an object was consumed, and the reply to it."""
         run = self._connection.execute
         head = _Head(flags, reply.envelope, tuple(reply.sizes))
-        run("INSERT INTO replies VALUES (?, ?, ?)", (number, seq, _check(_encode(head))))
+        run("INSERT INTO replies VALUES (?, ?, ?)", (number, seq, check(_encode(head))))
         piece = 0
         for buffer in reply.buffers:
             for start in range(0, len(buffer), _PIECE):
@@ -312,11 +331,15 @@ class Store:
     def mark(self, number: int, state: _State) -> None:
         """Note how far a stream is; replies that nobody will ask for go."""
         run = self._connection.execute
-        if run("UPDATE streams SET state = ? WHERE id = ?", (_check(_encode(state)), number)).rowcount != 1:
+        if run("UPDATE streams SET state = ? WHERE id = ?", (check(_encode(state)), number)).rowcount != 1:
             raise sqlite3.DataError(f"stream {number} is not there")
         outside = (number, state.acked, state.answered)
         run("DELETE FROM replies WHERE stream = ? AND (seq < ? OR seq >= ?)", outside)
         run("DELETE FROM pieces WHERE stream = ? AND (seq < ? OR seq >= ?)", outside)
+
+    def follow(self, number: int, opening: bytes) -> None:
+        """Note that a later life of the opener has taken a stream up."""
+        self._connection.execute("UPDATE streams SET opening = ? WHERE id = ?", (check(opening), number))
 
     def forget(self, number: int) -> None:
         """Drop all of a stream."""
@@ -324,17 +347,23 @@ class Store:
             self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (number,))  # noqa: S608 - names of ours
 
 
-class _DamageError(Exception):
+class DamageError(Exception):
     """What was read is not what was written."""
 
 
-def _check(data: bytes) -> bytes:
+def check(data: bytes) -> bytes:
+    """Put a checksum before what is written."""
     return binascii.crc32(data).to_bytes(4, "little") + data
 
 
-def _checked(data: Any) -> bytes:
+def checked(data: Any) -> bytes:
+    """Return what was written, without its checksum.
+
+    Raises:
+        DamageError: it is not what was written.
+    """
     if not isinstance(data, bytes) or binascii.crc32(data[4:]).to_bytes(4, "little") != data[:4]:
-        raise _DamageError("a checksum is wrong")
+        raise DamageError("a checksum is wrong")
     return data[4:]
 
 
@@ -349,7 +378,7 @@ class Journal:
 
     def __init__(self, path: Path, site: str, face: Face) -> None:
         self._path = path
-        self._site = site
+        self.site = site
         self._face = face
         self._limiter = anyio.CapacityLimiter(1)
         self._steps: deque[tuple[Record, Step]] = deque()
@@ -357,19 +386,24 @@ class Journal:
         self._idle = face.wakeup()
         self._writing = False
         self._records: dict[tuple[str, bytes], Record] = {}
-        self._next = 0
+        self._next = 1
         self._store: Store
 
-    async def open(self) -> list[Kept]:
-        """Open the file; return the streams that earlier lives have left.
+    async def open(self, *further: Step) -> list[Kept]:
+        """Open the file; return the incoming streams that earlier lives have left.
+
+        Args:
+            further: called with the open file, to read what else is there.
 
         Raises:
             JournalError: it cannot be used.
         """
 
         def opened() -> tuple[Store, list[Kept]]:
-            store = Store(self._path, self._site)
+            store = Store(self._path, self.site)
             try:
+                for reads in further:
+                    reads(store)
                 return store, store.load()
             except BaseException:
                 store.close()
@@ -377,8 +411,17 @@ class Journal:
 
         with anyio.CancelScope(shield=True):  # or nobody would close the file
             self._store, kept = await anyio.to_thread.run_sync(opened, limiter=self._limiter)
-        self._next = max((stream.number for stream in kept), default=0) + 1
+        self.skip(max((stream.number for stream in kept), default=0))
         return kept
+
+    def skip(self, number: int) -> None:
+        """Hear that an earlier life has used a number."""
+        self._next = max(self._next, number + 1)
+
+    def number(self) -> int:
+        """Return a number for another stream."""
+        self._next += 1
+        return self._next - 1
 
     async def run(self) -> None:
         """Write what is asked for, in order, all that waits at one time with one sync."""
@@ -398,7 +441,7 @@ class Journal:
             error = failed.get(record.number)
             if error is not None and record.error is None:
                 record.error = error
-                _log.error("engine %s: %s", self._site, error)
+                _log.error("engine %s: %s", self.site, error)
             record.settled()
 
     async def flush(self) -> None:
@@ -418,8 +461,7 @@ class Journal:
 
     def begin(self, opening: bodies.Opening, body: bytes) -> Record:
         """Keep a new stream."""
-        record = Record(self, self._next, self._face)
-        self._next += 1
+        record = Record(self, self.number(), self._face)
         self._records[opening.opener, opening.stream] = record
         routing = bodies.encode(opening)
         record.ask(lambda store: store.begin(record.number, routing, body))
@@ -429,6 +471,13 @@ class Journal:
         """Go on with a stream of an earlier life."""
         record = self._records[kept.opening.opener, kept.opening.stream] = Record(self, kept.number, self._face)
         return record
+
+    def followed(self, opening: bodies.Opening) -> None:
+        """Note that a later life of its opener has taken a stream up, if it is here; on the disk before its objects."""
+        record = self._records.get((opening.opener, opening.stream))
+        if record is not None:
+            routing = bodies.encode(opening)
+            record.ask(lambda store: store.follow(record.number, routing))
 
     def forget(self, opener: str, stream: bytes) -> None:
         """Drop a stream, if it is here."""

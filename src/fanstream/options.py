@@ -60,6 +60,8 @@ class StreamOptions(_Frozen):
         copy_objects: take a private copy of an object's buffers when it is encoded, so that they may be changed at
             once. Its alias, and its name in the constructor, is ``copy``.
         timeout: an object's timeout where the producer names none (the plain shapes).
+        durable: keep how far the stream is in ``EngineSettings.journal``, so that the next life of this engine can
+            resume it; needs a producer with ``seek``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, populate_by_name=True)
@@ -75,6 +77,15 @@ class StreamOptions(_Frozen):
     resume_window: Annotated[float, Field(ge=0, le=LONGEST_TIMEOUT)] = 60.0
     copy_objects: Annotated[bool, Field(alias="copy")] = False
     timeout: Annotated[float, Field(gt=0, le=LONGEST_TIMEOUT)] = 60.0
+    durable: bool = False
+
+    @model_validator(mode="after")
+    def _resumable(self) -> Self:
+        if self.durable and not self.resume_window:
+            raise ValueError(
+                "durable is True and resume_window 0: the sites would not wait for this engine's next life"
+            )
+        return self
 
     @property
     def backlog(self) -> int:
@@ -174,8 +185,9 @@ class EngineSettings(_Frozen):
         policy: who may open streams to whom, and register what: a file, watched while the engine runs, or a
             ``fanstream.security.Policy``. What it does not allow is denied; without one, all is allowed.
         workers: threads for synchronous producers and consumers.
-        journal: a file in which this engine keeps its incoming streams, so that they outlive it. It is made if it is
-            not there, and belongs to one site, and one engine at a time. None keeps nothing.
+        journal: a file in which this engine keeps its incoming streams, and the durable ones that it opens, so that
+            they outlive it. It is made if it is not there, and belongs to one site, and one engine at a time. None
+            keeps nothing.
     """
 
     limits: Limits = Field(default_factory=Limits)

@@ -18,7 +18,7 @@ from .codec.ciphertext import SMALL
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import ClosedError, CodecError, LocalProtocolError, RemoteProtocolError
-from .held import Held
+from .held import Held, Offer
 from .policies import Drop
 from .protocol.bodies import Cause, Opening
 from .protocol.core import LinkCore
@@ -57,18 +57,6 @@ class Host(Protocol):
 
     def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
         """Start a task that the engine waits for."""
-
-
-class Offer:
-    """One reply as it arrived; ``late`` if its object's deadline had passed."""
-
-    __slots__ = ("late", "reply", "seq", "site")
-
-    def __init__(self, site: str, seq: int, reply: Shareable, late: bool) -> None:
-        self.site = site
-        self.seq = seq
-        self.reply = reply
-        self.late = late
 
 
 class OutgoingStream:
@@ -144,12 +132,18 @@ class OutgoingStream:
             os.urandom(16), host.name, [], channel, topic, options.backlog, optional, host.life, resume, secure
         )
         self._seal: OpenerSeal | None = None
+        stream_ctx[StreamContextKey.STREAM_ID] = self.stream_id
         self._unopened: dict[str, deque[StreamEvent]] = {}  # what came from a site while a large reply is opened
 
     @property
     def stream_id(self) -> str:
         """The stream's id, as 32 hexadecimal digits."""
         return self.opening.stream.hex()
+
+    @property
+    def durable(self) -> bool:
+        """Whether the next life of the engine can resume it."""
+        return self.opening.epoch > 0
 
     @property
     def aborted(self) -> bool:
@@ -191,12 +185,13 @@ class OutgoingStream:
         """
         if self._aborted:
             return  # the signal was triggered before: nothing is sent
-        names = list(self.gathering.sites)
-        invitations = dict.fromkeys(names, body) if self._seal is None else self._seal.invitations
+        invitations = dict.fromkeys(self.gathering.sites, body) if self._seal is None else self._seal.invitations
         links = await self._host.reach(list(invitations), self._options.connect_grace)
-        if self._aborted:
-            return
-        for name in names:
+        if not self._aborted:
+            self._say_open(links, invitations)
+
+    def _say_open(self, links: Mapping[str, LinkCore], invitations: Mapping[str, bytes]) -> None:
+        for name in self.gathering.sites:
             link = links.get(name)
             try:
                 if link is None or name not in invitations:
@@ -431,7 +426,9 @@ class OutgoingStream:
             return
         now = self._host.face.time()
         for seq in range(event.seq, leg.sent):
-            flight = self.gathering.flights[seq]
+            flight = self.gathering.flights.get(seq)
+            if flight is None:  # made by an earlier life, and not again yet
+                return
             milliseconds = max(1, int((flight.due - now) * 1000))
             try:
                 leg.send_again(event, seq, flight.payload, milliseconds, final=flight.final)

@@ -41,13 +41,18 @@ class ProducerRun:
         self._fl_ctx = stream.fl_ctx
         self._window = window
         self._news = stream.wakeup()
-        self._judged = 0  # the next object whose replies are to be judged
+        self._judged = stream.gathering.first  # the next object whose replies are to be judged
         self._unwaited = 0
         self._exhausted = False
         self._value: Any = None
         self._error: BaseException | None = None
         stream.on_news = self._news.set
         stream.keep_offers = watches_replies(producer)
+
+    async def seek(self) -> None:
+        """Have the producer begin where an earlier life has ended."""
+        producer: Any = self._producer
+        await producer.seek(self._judged, self._stream_ctx, self._fl_ctx)
 
     async def run(self) -> Any:
         """Run until the producer ends the stream, or no site is left.

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .protocol.gather import Gathering, Outcome, SiteLedger
 from .shareable import ReturnCode
 from .streaming import SiteResult, StreamResult
-
-
-class Work:
-    """What is done on one outgoing stream: the value that ended it, what follows the end, and then its result."""
-
-    def __init__(self) -> None:
-        self.value: Any = None
-        self.at_end: Callable[[], Awaitable[object]] | None = None
-        self.result: StreamResult | None = None
-
-    @property
-    def done(self) -> StreamResult:
-        """The result, once the stream has ended."""
-        if self.result is None:
-            raise RuntimeError("the stream has not ended")
-        return self.result
 
 
 def conclude(
@@ -60,7 +43,8 @@ def conclude(
         value=value,
         complete=complete,
         sites={name: _site_result(site) for name, site in sites.items()},
-        objects=gathering.objects,
+        objects=gathering.objects - gathering.first,
+        first=gathering.first,
         bytes=gathering.bytes,
         seconds=seconds,
         stream_id=stream_id,

@@ -8,6 +8,7 @@ from typing import Final
 
 from .deadlines import Deadline, Deadlines
 from .errors import LocalProtocolError
+from .protocol.bodies import Opening
 from .protocol.core import LinkCore
 from .protocol.opener import OpenerLeg
 from .protocol.receiver import ReceiverLeg
@@ -28,6 +29,7 @@ class Resuming:
         find: returns the link that leads to a site now, if there is one.
         wanted: called with the name of a site that a suspended stream needs a way to.
         forgotten: called with the opener and the id of an incoming stream of which nothing is kept any more.
+        followed: called with what a later life of its opener would have said to open an incoming stream.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Resuming:
         find: Callable[[str], LinkCore | None],
         wanted: Callable[[str], object],
         forgotten: Callable[[str, bytes], object] | None = None,
+        followed: Callable[[Opening], object] | None = None,
     ) -> None:
         self._deadlines = deadlines
         self._time = time
@@ -45,6 +48,7 @@ class Resuming:
         self._find = find
         self._wanted = wanted
         self._forgotten = forgotten
+        self._followed = followed
         self._incoming: dict[tuple[str, bytes], ReceiverLeg] = {}
         self._counts: dict[str, int] = {}  # of them, by opener
         self._leases: dict[AnyEnd, Deadline] = {}
@@ -94,6 +98,11 @@ class Resuming:
         if not (leg.aborted if isinstance(leg, OpenerLeg) else leg.said_end):
             self._end_lease(leg)
 
+    def followed(self, leg: ReceiverLeg) -> None:
+        """A later life of its opener has taken a durable stream up."""
+        if self._followed is not None:
+            self._followed(leg.opening)
+
     def closed(self, leg: AnyEnd) -> None:
         """A leg is of no more use."""
         if isinstance(leg, ReceiverLeg) and self._incoming.pop((leg.opener, leg.opening.stream), None) is not None:
@@ -120,9 +129,12 @@ class Resuming:
                 continue  # that link is about to end
 
     def met(self, site: str, life: bytes) -> None:
-        """A site is there in this life: the streams of any other have lost their opener."""
+        """A site is there in this life: the streams of any other have lost their opener, save those that it may resume.
+
+        A durable stream has its resume window for that, as if only its way were broken.
+        """
         for leg in list(self._incoming.values()):
-            if leg.opener == site and leg.opening.life != life:
+            if leg.opener == site and leg.opening.life != life and not leg.opening.epoch:
                 self._over(leg, f"{site} has begun anew")
 
     def clear(self) -> None:
@@ -141,7 +153,7 @@ class Resuming:
             self._deadlines.cancel(lease)
 
     def _expired(self, leg: AnyEnd, seconds: float, now: float) -> None:
-        self._over(leg, f"{leg.other_end} did not come back within {seconds:g} s")
+        self._over(leg, f"{leg.site} did not come back within {seconds:g} s")
 
     def _over(self, leg: AnyEnd, reason: str) -> None:
         self._end_lease(leg)

@@ -61,6 +61,22 @@ class ObjectProducer(ABC):
         """Look at a reply that came after its object's deadline; does nothing by default."""
 
 
+class SeekableProducer(ObjectProducer):
+    """A producer that can begin anywhere: what a durable stream needs.
+
+    A class of its own, since a ``seek`` that every producer had would have to lie for most. Any producer with a method
+    of that name and shape counts as one, and it may be a plain function too.
+    """
+
+    @abstractmethod
+    async def seek(self, seq: int, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+        """Have the next ``produce`` make object *seq*; called once, before the first ``produce`` of a resumed stream.
+
+        Objects from there on may have been made by an earlier life, and consumed: they have to be equal to those.
+        ``process_replies`` gets the replies to object *seq* next, whether or not the earlier life has seen them.
+        """
+
+
 class ObjectConsumer(ABC):
     """Takes the objects of one stream; at a receiving site. A plain ``consume`` runs in a worker thread."""
 
@@ -131,6 +147,24 @@ class SiteResult:
 
 
 @dataclass(frozen=True, slots=True)
+class UnfinishedStream:
+    """A durable stream that an earlier life of an engine has left: what ``stream_objects`` is to be called with.
+
+    Attributes:
+        stream_id: what to give as ``resume``.
+        channel, topic: its address.
+        targets: names of the sites, in their order.
+        first: the number of the first object that is not settled.
+    """
+
+    stream_id: str
+    channel: str
+    topic: str
+    targets: tuple[str, ...]
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
 class StreamResult:
     """How a stream ended.
 
@@ -139,10 +173,12 @@ class StreamResult:
         value: what ``process_replies`` returned, or None.
         complete: every object was answered by every site, and every end was OK.
         sites: site name to :class:`SiteResult`.
-        objects: how many objects were produced.
+        objects: how many objects were produced, by this life of the engine.
         bytes: size of the objects, each counted once, in bytes.
         seconds: from the call to the end.
         stream_id: the stream's 128-bit id, as 32 hexadecimal digits.
+        first: the number of the first object that this result accounts for: 0, or, of a stream that was resumed, the
+            first that an earlier life of the engine had not settled.
     """
 
     rc: str
@@ -153,6 +189,7 @@ class StreamResult:
     bytes: int
     seconds: float
     stream_id: str
+    first: int = 0
 
     def __bool__(self) -> bool:
         """Whether ``rc`` is OK."""
@@ -191,6 +228,7 @@ class StreamableEngine(ABC):
         secure: bool = False,
         *,
         options: StreamOptions | None = None,
+        resume: str | None = None,
     ) -> StreamResult:
         """Send a stream of Shareables to sites and gather their replies; see ``StreamEngine.stream_objects``."""
 

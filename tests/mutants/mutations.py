@@ -36,6 +36,7 @@ _FILE: Final = ("streamers/test_file.py",)
 _RESUME: Final = ("protocol/test_resume.py", "test_resume.py")
 _JOURNAL: Final = ("test_journal.py",)
 _RESTARTS: Final = ("test_restarts.py",)
+_DURABLE: Final = ("protocol/test_epochs.py", "test_durable.py")
 _HOSTILE: Final = ("test_hostile_peers.py",)
 _POLICY: Final = ("security/test_policy.py",)
 _AUTHORIZATION: Final = ("security/test_authorization.py",)
@@ -468,7 +469,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/gather.py",
-        "            if ended != self.objects:\n",
+        "            if ended != self.objects - self.first:\n",
         "            if False:\n",
         "an account that does not balance is not noticed",
         ("protocol/test_gather.py",),
@@ -566,9 +567,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         _SENDER,
     ),
     Mutation(
-        "engine.py",
-        "                    await stream.end(withdraw=work.value is not None)\n",
-        "                    await stream.end(withdraw=False)\n",
+        "running.py",
+        "                await stream.end(withdraw=work.value is not None)\n",
+        "                await stream.end(withdraw=False)\n",
         "a value from the producer takes nothing back",
         _SENDER,
     ),
@@ -1029,7 +1030,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/opener.py",
-        "        if not self.inbound.expected <= seq <= self.sent - begun or at.buffer < 0 or at.offset < 0:\n",
+        "        if not self.inbound.expected <= seq <= most or at.buffer < 0 or at.offset < 0:\n",
         "        if at.buffer < 0 or at.offset < 0:\n",
         "a site says to have more than it was sent",
         _RESUME,
@@ -1058,13 +1059,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     Mutation(
         "protocol/opener.py",
         "            self._control(FrameType.DONE)\n        self._close()\n",
-        "        self._close()\n",
+        "            pass\n        self._close()\n",
         "an end is not acknowledged, and its site remembers it for long",
         _RESUME,
     ),
     Mutation(
         "protocol/core.py",
-        "        if leg is None or leg.opening.life != resumption.life:\n",
+        "        if leg is None or not leg.knows(resumption):\n",
         "        if leg is None:\n",
         "another life of an opener goes on with the streams of the one before",
         _RESUME,
@@ -1106,7 +1107,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "resuming.py",
-        "            if leg.opener == site and leg.opening.life != life:\n",
+        "            if leg.opener == site and leg.opening.life != life and not leg.opening.epoch:\n",
         "            if False:\n",
         "streams wait for an opener that has begun anew",
         _RESUME,
@@ -1393,5 +1394,111 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        self._stop = (rc, reason)\n",
         "a site that has ended a stream itself consumes what it has of it",
         _SIMULATION,
+    ),
+    # --- durable streams ---
+    Mutation(
+        "protocol/receiver.py",
+        "        if resumption.epoch > opening.epoch:\n",
+        "        if resumption.epoch != opening.epoch:\n",
+        "an earlier life of an opener goes on with what a later one has resumed",
+        _DURABLE,
+    ),
+    Mutation(
+        "protocol/receiver.py",
+        "            return opening.epoch > 0\n",
+        "            return True\n",
+        "a stream that is not durable is resumed by another life",
+        _DURABLE,
+    ),
+    Mutation(
+        "protocol/receiver.py",
+        "        self.inbound.suspend(keep_begun=False)",
+        "        self.inbound.suspend()",
+        "half an object of one life is completed by another",
+        _DURABLE,
+    ),
+    Mutation(
+        "protocol/opener.py",
+        "        acked = inbound.whole if self.settled is None else self.settled\n",
+        "        acked = inbound.whole\n",
+        "a reply is acknowledged before it is settled",
+        _DURABLE,
+    ),
+    Mutation(
+        "protocol/opener.py",
+        "        if self.settled is None or self.aborted:\n",
+        "        if True:\n",
+        "an end is acknowledged before it is settled",
+        _DURABLE,
+    ),
+    Mutation(
+        "protocol/opener.py",
+        "        elif seq < self._has:\n            return\n",
+        "",
+        "what a site has of an earlier life is sent again",
+        _DURABLE,
+    ),
+    Mutation(
+        "protocol/opener.py",
+        "                inbound.expected >= self._unsized and ",
+        "                ",
+        "room that an earlier life has taken is taken again",
+        _DURABLE,
+    ),
+    Mutation(
+        "resuming.py",
+        "leg.opening.life != life and not leg.opening.epoch:\n",
+        "leg.opening.life != life:\n",
+        "durable streams end as soon as their opener is back",
+        _DURABLE,
+    ),
+    Mutation(
+        "protocol/gather.py",
+        "        return next(iter(self.flights), self.objects)\n",
+        "        return self.objects\n",
+        "an object is settled that somebody has not answered",
+        _DURABLE,
+    ),
+    Mutation(
+        "durable.py",
+        "        self.in_flight += 1\n",
+        "        self._room.set()\n",
+        "the window moves before what was judged is on the disk",
+        _DURABLE,
+    ),
+    Mutation(
+        "durable.py",
+        "        if end is None or count > settled:",
+        "        if end is None:",
+        "a site is written down as finished while its last reply is not settled",
+        _DURABLE,
+    ),
+    Mutation(
+        "durable.py",
+        "                if event.seq >= self.gathering.objects:\n",
+        "                if False:\n",
+        "a reply to an object that is not produced again yet is thrown away",
+        _DURABLE,
+    ),
+    Mutation(
+        "durable.py",
+        "            self._entry.forget()\n            with suppress",
+        "            with suppress",
+        "sites hear that their ends are known before the journal forgets the stream",
+        _DURABLE,
+    ),
+    Mutation(
+        "ledger.py",
+        "            self._leases[stream] = self._deadlines.at(when, partial(self._expired, stream))\n",
+        "            self._leases[stream] = self._deadlines.at(when * 1e9, partial(self._expired, stream))\n",
+        "a stream that nobody resumes stays in the journal for ever",
+        _DURABLE,
+    ),
+    Mutation(
+        "journal.py",
+        "            record.ask(lambda store: store.follow(record.number, routing))\n",
+        "            pass\n",
+        "a site that is restarted forgets which life of an opener it has met",
+        (*_DURABLE, *_JOURNAL),
     ),
 )

@@ -54,6 +54,9 @@ class Legs:
         if leg in self.waiting:
             self.waiting.remove(leg)
 
+    def followed(self, leg: ReceiverLeg) -> None:
+        pass
+
     def lingers(self, leg: OpenerLeg | ReceiverLeg) -> None:
         if leg not in self.lingering:
             self.lingering.append(leg)

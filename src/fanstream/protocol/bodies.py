@@ -62,7 +62,8 @@ class Opening(msgspec.Struct, array_like=True, frozen=True):
     """OPEN's routing part: what a forwarder may read.
 
     ``life`` is the opener's incarnation, ``resume`` how many milliseconds a broken way may take to come back, and
-    ``sealed`` says that a forwarder can read no more than this.
+    ``sealed`` says that a forwarder can read no more than this. ``epoch`` counts the lives of a durable stream's
+    opener, from 1; a stream of epoch 0 ends with its opener.
     """
 
     stream: bytes
@@ -75,6 +76,7 @@ class Opening(msgspec.Struct, array_like=True, frozen=True):
     life: bytes = b""
     resume: int = 0
     sealed: bool = False
+    epoch: int = 0
 
 
 class Resumption(msgspec.Struct, array_like=True, frozen=True):
@@ -86,6 +88,7 @@ class Resumption(msgspec.Struct, array_like=True, frozen=True):
     life: bytes
     buffer: int = 0
     offset: int = 0
+    epoch: int = 0
 
 
 class Position(msgspec.Struct, array_like=True, frozen=True):

@@ -67,6 +67,9 @@ class Keeper(Protocol):
     def resumed(self, leg: OpenerLeg | ReceiverLeg) -> None:
         """It has come back."""
 
+    def followed(self, leg: ReceiverLeg) -> None:
+        """A later life of its opener has taken a durable stream up."""
+
     def lingers(self, leg: OpenerLeg | ReceiverLeg) -> None:
         """A stream has ended at this end, and the other has not said yet that it knows."""
 
@@ -259,7 +262,7 @@ class LinkCore:
         session = self.session
         for leg in list(self.legs.values()):
             left = session.for_good and not isinstance(leg, RelayLeg)
-            leg.lost(reason, for_good=for_good or left or (session.farewell and leg.other_end == self.peer))
+            leg.lost(reason, for_good=for_good or left or (session.farewell and leg.site == self.peer))
         return self.take_events()
 
     # --- opening streams ---
@@ -327,11 +330,30 @@ class LinkCore:
         The link that makes it leads nowhere; for the rest see ``ReceiverLeg.restore``.
         """
         leg = ReceiverLeg(self, NO_STREAM, opening, 0)
-        leg.outbound = Outbound(self.scheduler, leg.SENDS, NO_STREAM, 0, window=0)
-        self._take_in_data(leg)
+        self._equip_detached(leg)
         self.keeper.opened(leg)
         leg.restore(answered, acked, replies, ending)
         return leg
+
+    def take_up(self, opening: bodies.Opening, body: bytes, *, life: bytes, settled: int) -> OpenerLeg:
+        """Make the opener's end of a durable stream at its one target, suspended, as an earlier life has left it.
+
+        Like ``restore``, over a link that leads nowhere.
+
+        Args:
+            opening: what this life would say to open it.
+            body: what was sent along with OPEN.
+            life: the target's, when the stream was opened there.
+            settled: how many objects are behind it.
+        """
+        leg = OpenerLeg(self, NO_STREAM, opening, 0, life=life, body=body)
+        self._equip_detached(leg)
+        leg.restore(settled)
+        return leg
+
+    def _equip_detached(self, leg: OpenerLeg | ReceiverLeg) -> None:
+        leg.outbound = Outbound(self.scheduler, leg.SENDS, NO_STREAM, 0, window=0)
+        self._take_in_data(leg)
 
     def _equip(self, leg: OpenerLeg | ReceiverLeg) -> None:
         self.equip_anew(leg)
@@ -346,13 +368,13 @@ class LinkCore:
             self._limits,
             alias=leg.alias,
             target=leg.target,
-            origin=leg.other_end,
+            origin=leg.site,
             deliver=leg.deliver,
         )
 
     def equip_anew(self, leg: OpenerLeg | ReceiverLeg) -> None:
         """Give a leg that begins, or goes on, on this link what it sends with."""
-        window = self.window_towards(leg.other_end)
+        window = self.window_towards(leg.site)
         leg.outbound = Outbound(self.scheduler, leg.SENDS, leg.alias, leg.target, window=window)
 
     def forget(self, alias: int) -> None:
@@ -521,8 +543,11 @@ class LinkCore:
             self._turn_away(alias, target, resumption, where)
             return
         leg = self.keeper.find(resumption.opener, resumption.stream)
-        if leg is None or leg.opening.life != resumption.life:
-            self._refuse(alias, target, Refusal(ReturnCode.RUN_MISMATCH, f"{self.me.site} does not have this stream"))
+        if leg is None or not leg.knows(resumption):
+            # Where there is none, its OPEN may be said again; not where it is another life's.
+            life = self.me.incarnation if leg is None else b""
+            refusal = Refusal(ReturnCode.RUN_MISMATCH, f"{self.me.site} does not have this stream")
+            self._refuse(alias, target, refusal, life)
             return
         try:
             leg.resume(self, alias, target, seq, resumption)
@@ -557,8 +582,8 @@ class LinkCore:
         self._refuse(alias, target, refusal)
         self.events.append(TurnedAway(routing, routing.targets[target], refusal.rc, refusal.reason))
 
-    def _refuse(self, alias: int, target: int, refusal: Refusal) -> None:
-        cause = bodies.Cause(refusal.rc, self.me.site, refusal.reason, self.me.incarnation)
+    def _refuse(self, alias: int, target: int, refusal: Refusal, life: bytes = b"") -> None:
+        cause = bodies.Cause(refusal.rc, self.me.site, refusal.reason, life)
         frame = pack(FrameType.REFUSED, alias, body=bodies.encode(cause), flags=Flag.FINAL, target=target)
         self.scheduler.answer(frame)
 

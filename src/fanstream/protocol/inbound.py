@@ -406,12 +406,17 @@ class Inbound:
         """How many objects are whole, with all before them: what a broken way cannot take back."""
         return self.expected - len(self._arriving)
 
-    def suspend(self) -> None:
-        """The way is broken: keep what is whole, and an object whose data has begun to land; the rest comes again."""
+    def suspend(self, *, keep_begun: bool = True) -> None:
+        """The way is broken: keep what is whole, and an object whose data has begun to land; the rest comes again.
+
+        Args:
+            keep_begun: False where that object comes again from its first byte too.
+        """
         budget, arriving = self._budget, self._arriving
         budget.withdraw(self)
         self._unreserved.clear()
-        first = arriving[0] if arriving and (arriving[0].buffer or arriving[0].offset) else None
+        begun = keep_begun and arriving and (arriving[0].buffer or arriving[0].offset)
+        first = arriving[0] if begun else None
         for arrival in arriving:
             if arrival is first:
                 continue

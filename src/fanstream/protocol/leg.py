@@ -42,23 +42,22 @@ class Leg:
     will have to say. Another link attaches it anew.
 
     Attributes:
-        other_end: the name of the site at the other end, never of a hub between.
+        site: the name of the site at the other end, never of a hub between.
         owner: whatever the shell wants to find again; the core never looks at it.
         attached: whether the other end can be told anything now.
         handlers: what the leg's state makes of each type of frame; all others are against the rules.
     """
 
     __slots__ = (
-        "_core", "alias", "attached", "handlers", "inbound", "opening", "other_end", "outbound", "owner", "state",
-        "target",
+        "_core", "alias", "attached", "handlers", "inbound", "opening", "outbound", "owner", "site", "state", "target",
     )  # fmt: skip
 
     TRANSITIONS: ClassVar[Transitions] = {}
     SENDS: ClassVar[FrameType]
 
-    def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, other_end: str) -> None:
+    def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, site: str) -> None:
         self._core = core
-        self.other_end = other_end
+        self.site = site
         self.alias = alias
         self.opening = opening
         self.target = target
@@ -137,8 +136,8 @@ class Leg:
         self.lost(bodies.decode(bodies.Cause, body).reason)
 
     def _on_suspended(self, flags: int, seq: int, body: memoryview) -> None:
-        if self.other_end == self._core.peer:
-            raise RemoteProtocolError(f"SUSPENDED from {self.other_end}, which is the other end itself")
+        if self.site == self._core.peer:
+            raise RemoteProtocolError(f"SUSPENDED from {self.site}, which is the other end itself")
         self.lost(bodies.decode(bodies.Cause, body).reason, for_good=False)
 
     def _detach(self) -> None:

@@ -25,18 +25,20 @@ class OpenerLeg(Leg):
     """The opener's end: sends objects, receives replies.
 
     Attributes:
-        site: the target's name.
         life: the target's incarnation; empty where it is not known.
         body: what was sent along with OPEN.
         sent: how many objects were sent.
         aborted: whether ABORT was said.
         resuming: whether RESUME was said, and not answered yet.
         withdrawn: whether END took back what had not been consumed.
+        settled: how many replies the opener's next life would not ask for; only those are acknowledged. None where
+            there is none, and what has come is acknowledged at once.
+        over: whether the owner has heard how the stream ended, and the site has not heard that it has: see ``done``.
     """
 
     __slots__ = (
-        "_ahead", "_ahead_bytes", "_allowance", "_cause", "_end", "_ended", "_reopened", "_word", "aborted", "body",
-        "life", "resuming", "sent", "site", "withdrawn",
+        "_ahead", "_ahead_bytes", "_allowance", "_cause", "_claimable", "_end", "_ended", "_has", "_reopened",
+        "_unsized", "_word", "aborted", "body", "life", "over", "resuming", "sent", "settled", "withdrawn",
     )  # fmt: skip
     SENDS = FrameType.OBJECT
 
@@ -44,8 +46,7 @@ class OpenerLeg(Leg):
         self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, *, life: bytes, body: bytes
     ) -> None:
         self.resuming = False
-        self.site = opening.targets[target]
-        super().__init__(core, alias, opening, target, self.site)
+        super().__init__(core, alias, opening, target, opening.targets[target])
         self.life = life
         self.body = body
         self._ended: tuple[int, bodies.Ending] | None = None
@@ -56,9 +57,23 @@ class OpenerLeg(Leg):
         self._allowance = 0  # bytes of unanswered objects that the site lets come ahead
         self._ahead: deque[tuple[int, int]] = deque()  # those that did, by number and size
         self._ahead_bytes = 0
+        self._claimable = 0  # objects that the site may have of an earlier life of the opener
+        self._unsized = 0  # those that it does; nobody here knows how much of its room they take
+        self._has = 0  # those that it has said to have whole, and that need not be sent
         self.sent = 0
         self.aborted = False
         self.withdrawn = False
+        self.settled: int | None = None
+        self.over = False
+
+    def restore(self, settled: int) -> None:
+        """Become what an earlier life of the opener has left: without a link, with *settled* objects behind it."""
+        self.attached = False
+        self.settled = self.sent = settled
+        self._claimable = settled + self.opening.backlog
+        self.inbound.restore(settled, 0)
+        self._enter(LegState.OPEN)
+        self._core.keeper.suspended(self)
 
     def _enter(self, state: LegState) -> None:
         super()._enter(state)
@@ -78,9 +93,13 @@ class OpenerLeg(Leg):
     def send(self, seq: int, payload: Payload, timeout_ms: int, *, final: bool = False) -> None:
         """Send the next object, or one once more."""
         if seq >= self.sent:
+            if self.over:
+                return
             if self.state is not LegState.OPEN:
                 raise LocalProtocolError(f"object {seq} for {self.site}: the stream is {self.state.name}")
             self.sent = seq + 1
+        elif seq < self._has:
+            return
         flags = 0
         if final:
             flags = _FINAL
@@ -93,11 +112,14 @@ class OpenerLeg(Leg):
         ahead = False
         if payload.total and (size := payload.total + len(payload.envelope)) > SMALL_OBJECT:
             # A site ends an object's reservation before it answers: once it has answered all, it holds none.
-            ahead = inbound.expected == seq or self._ahead_bytes + size <= self._allowance
+            ahead = inbound.expected == seq or (
+                inbound.expected >= self._unsized and self._ahead_bytes + size <= self._allowance
+            )
             if ahead and self._allowance:
                 self._ahead.append((seq, size))
                 self._ahead_bytes += size
-        self.outbound.send(seq, payload, flags=flags, timeout_ms=timeout_ms, acked=inbound.whole, ahead=ahead)
+        acked = inbound.whole if self.settled is None else self.settled
+        self.outbound.send(seq, payload, flags=flags, timeout_ms=timeout_ms, acked=acked, ahead=ahead)
 
     def send_again(self, resumed: Resumed, seq: int, payload: Payload, timeout_ms: int, *, final: bool = False) -> None:
         """Send an object once more, or the rest of it, after the way was broken.
@@ -146,7 +168,9 @@ class OpenerLeg(Leg):
         """Ask the site over another link where to go on; of a stream that was aborted, tell it so."""
         opening = self.opening
         seq, buffer, offset = self.inbound.position
-        body = bodies.Resumption(opening.stream, opening.opener, opening.targets, opening.life, buffer, offset)
+        body = bodies.Resumption(
+            opening.stream, opening.opener, opening.targets, opening.life, buffer, offset, opening.epoch
+        )
         core.scheduler.control(
             pack(
                 FrameType.RESUME, alias, seq, body=bodies.encode(body), flags=int(Flag.CRITICAL), target=self.target
@@ -165,11 +189,15 @@ class OpenerLeg(Leg):
             self._go_on()
             return
         begun = bool(at.buffer or at.offset)
-        if not self.inbound.expected <= seq <= self.sent - begun or at.buffer < 0 or at.offset < 0:
+        most = self.sent - 1 if begun else max(self.sent, self._claimable)
+        if not self.inbound.expected <= seq <= most or at.buffer < 0 or at.offset < 0:
             raise RemoteProtocolError(
                 f"RESUME at object {seq} from {self.site}, which has answered {self.inbound.expected} of {self.sent}"
             )
         self.resuming = False
+        if seq > self.sent:
+            self.sent = self._unsized = seq
+        self._has = seq
         self._go_on()
         last = seq if begun else seq - 1
         self._ahead = deque(entry for entry in self._ahead if entry[0] <= last)
@@ -205,6 +233,9 @@ class OpenerLeg(Leg):
         super()._detach()
 
     def _suspend(self, reason: str) -> None:
+        if self.over:
+            self._close()  # the site forgets it in time
+            return
         if not self.aborted:
             super()._suspend(reason)
             return
@@ -270,21 +301,40 @@ class OpenerLeg(Leg):
     def _try_end(self) -> None:
         assert self._ended is not None
         count, ending = self._ended
-        if not self.aborted:
-            if self.inbound.whole < count:
-                return
+        if self.over or (not self.aborted and self.inbound.whole < count):
+            return
+        self._finish()
+        self._core.events.append(Ended(self, ending.rc, ending.reason, ending.result))
+
+    def _finish(self) -> None:
+        """The site has said its last word."""
+        if self.settled is None or self.aborted:
+            self.done()
+        else:  # another life of the opener might have to ask for it once more
+            self.over = True
+            self._enter(LegState.DRAINING)
+
+    def done(self) -> None:
+        """Tell the site that what it has said need not be said again."""
+        if self.state is LegState.CLOSED:
+            return
+        if not self.aborted or self._ended is None:
             self._control(FrameType.DONE)
         self._close()
-        self._core.events.append(Ended(self, ending.rc, ending.reason, ending.result))
 
     def _on_refused(self, flags: int, seq: int, body: memoryview) -> None:
         cause = bodies.decode(bodies.Cause, body)
-        if not flags & _FINAL:
-            self._control(FrameType.DONE)
+        if self.over:
+            return
         if self._reopened and cause.rc == ReturnCode.BAD_REQUEST_DATA:  # it had the stream, and its window was over
+            if not flags & _FINAL:
+                self._control(FrameType.DONE)
             self.lost(f"the stream cannot go on: {cause.reason}")
             return
-        self._close()
+        if flags & _FINAL:
+            self._close()
+        else:
+            self._finish()
         self._core.events.append(Refused(self, cause.rc, cause.reason, cause.word))
 
     TRANSITIONS: ClassVar[Transitions] = {

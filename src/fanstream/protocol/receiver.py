@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+import msgspec
+
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..shareable import ReturnCode
 from . import bodies
@@ -161,6 +163,8 @@ class ReceiverLeg(Leg):
             )
         if self.attached:
             self._detach()
+        if resumption.epoch > self.opening.epoch:
+            self._follow(resumption)
         self.target = target
         self.attach(core, alias)
         core.count_stream(self.opener)
@@ -179,6 +183,22 @@ class ReceiverLeg(Leg):
         if self.said_end:
             self._say_end()
         core.events.append(Resumed(self, number, buffer, offset))
+
+    def knows(self, resumption: bodies.Resumption) -> bool:
+        """Whether it is the opener of this stream who speaks: its latest life, or, of a durable one, a life after it.
+
+        Who has met a later life takes nothing of an earlier one, which may not know yet that it has been followed.
+        """
+        opening = self.opening
+        if resumption.epoch > opening.epoch:
+            return opening.epoch > 0
+        return resumption.epoch == opening.epoch and resumption.life == opening.life
+
+    def _follow(self, resumption: bodies.Resumption) -> None:
+        """Go on with a later life of the opener, which makes again what it has not settled."""
+        self.inbound.suspend(keep_begun=False)  # of half an object it would make the other half anew
+        self.opening = msgspec.structs.replace(self.opening, life=resumption.life, epoch=resumption.epoch)
+        self._core.keeper.followed(self)
 
     def expire(self, reason: str) -> Lost | None:
         """The way has not come back in time; who has said the end waits for nothing."""

@@ -205,7 +205,7 @@ class RelayLeg:
         self._owed += size
 
     @property
-    def other_end(self) -> str:
+    def site(self) -> str:
         """The site that this link leads to: one's own sites dial a hub directly."""
         return self._core.peer
 

@@ -1,0 +1,349 @@
+"""A durable outgoing stream: what is settled stands in the ledger, and another life of the engine can resume it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from .abort import AbortSignal
+from .codec import Encoded
+from .context import FLContext, StreamContext, StreamContextKey
+from .errors import JournalError
+from .ledger import Entry, Ledger, Left, Sites, SiteState
+from .outgoing import Host, OutgoingStream
+from .protocol.bodies import Opening
+from .protocol.events import Ended, ReplyArrived, StreamEvent
+from .protocol.gather import Flight, Outcome, Standing
+from .protocol.opener import OpenerLeg
+from .shareable import ReservedHeaderKey, Shareable
+
+if TYPE_CHECKING:
+    from .options import StreamOptions
+
+_PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
+
+TakeUp = Callable[[Opening, bytes, Mapping[str, bytes], int, object], Sequence[OpenerLeg]]
+"""Makes the legs of a stream that an earlier life has left: ``Connections.take_up``."""
+
+
+class DurableStream(OutgoingStream):
+    """The opener's side of one stream that outlives it.
+
+    Three things differ from any other stream. An object keeps its place in the window until it is on the disk how far
+    the stream is. Replies are acknowledged to their sites no sooner than that, nor is their end; so another life gets
+    them again. And a resumed stream may get replies to objects that it has not produced yet: they wait.
+
+    Args:
+        ledger: the engine's.
+        left: what an earlier life has left, if this one resumes the stream.
+        take_up: makes its legs.
+
+    The others are those of an outgoing stream.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        channel: str,
+        topic: str,
+        stream_ctx: StreamContext,
+        targets: Sequence[str],
+        fl_ctx: FLContext,
+        options: StreamOptions,
+        *,
+        optional: bool,
+        secure: bool,
+        signal: AbortSignal,
+        ledger: Ledger,
+        left: Left | None,
+        take_up: TakeUp,
+    ) -> None:
+        super().__init__(
+            host, channel, topic, stream_ctx, targets, fl_ctx, options, optional=optional, secure=secure, signal=signal
+        )
+        self._ledger = ledger
+        self._left = left
+        self._take_up = take_up
+        self._entry: Entry | None = None
+        self._told: Sites = {}
+        """What the ledger was last told of each site."""
+        self._news_of_sites = False  # whether there is more to be told, now or later
+        self._settled = 0  # what it was last told of the objects
+        self._asked: deque[tuple[int, list[str]]] = deque()  # of each step: the objects settled, the sites ended
+        self._ends: dict[str, tuple[int, Ended]] = {}  # how sites have ended, and after how many replies
+        self._over: dict[str, OpenerLeg] = {}  # legs whose sites wait to hear that their last word is known
+        self._early: dict[str, deque[ReplyArrived | Ended]] = {}  # what a site said to objects not produced again yet
+        if left is not None:
+            self._settled = left.settled
+            self.opening = msgspec.structs.replace(left.opening, life=host.life, epoch=left.opening.epoch + 1)
+            self.gathering.begin_at(left.settled)
+        else:
+            self.opening = msgspec.structs.replace(self.opening, epoch=1)
+        stream_ctx[StreamContextKey.STREAM_ID] = self.stream_id
+
+    # --- opening ---
+
+    async def open(self, body: bytes) -> None:
+        """Open the stream, or go on with it, once it is on the disk that this life does.
+
+        Raises:
+            JournalError: that could not be written; nothing was sent.
+        """
+        if self._aborted:
+            return
+        if self._left is not None:
+            self._entry = self._ledger.resume(msgspec.structs.replace(self.opening, targets=self._left.opening.targets))
+            self._entry.on_settled = self._on_settled
+            await self._entry.written()
+            self._go_on(self._left)
+            return
+        names = list(self.gathering.sites)
+        links = await self._host.reach(names, self._options.connect_grace)
+        self._told = {name: SiteState(links[name].session.life(name) if name in links else b"") for name in names}
+        self._entry = self._ledger.begin(msgspec.structs.replace(self.opening, targets=names), body, self._told)
+        self._entry.on_settled = self._on_settled
+        await self._entry.written()
+        self._say_open(await self._host.reach(names, 0.0), dict.fromkeys(names, body))
+        for leg in self._legs.values():
+            leg.settled = 0
+
+    def _go_on(self, left: Left) -> None:
+        self._told = left.sites
+        decode = self._host.codec.decode_value
+        lives = {}
+        for name, state in left.sites.items():
+            if state.props:
+                self._peer_props[name] = decode(state.props)
+            if not state.standing:
+                lives[name] = state.life
+                continue
+            self.gathering.leave(name, Standing[state.standing], state.rc, Outcome.NOT_SENT, state.reason)
+            if state.ended:
+                self.gathering.end(name, state.rc, decode(state.result) if state.result else None, state.reason)
+        for leg in self._take_up(self.opening, left.body, lives, left.settled, self):
+            self._legs[leg.site] = leg
+
+    # --- what is settled ---
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another object may be produced now; when not, ``room`` waits for it."""
+        return self._failure is None and super().has_room
+
+    async def room(self) -> bool:
+        """Wait until another object may be produced; False once no site is left that wants any.
+
+        Raises:
+            JournalError: what was settled could not be written.
+        """
+        there = await super().room()
+        if self._failure is not None:
+            raise self._failure
+        return there
+
+    @property
+    def _failure(self) -> JournalError | None:
+        return None if self._entry is None else self._entry.error
+
+    def judged(self, flight: Flight) -> None:
+        """The application has seen a flight's replies: its place in the window is free once that is on the disk."""
+        super().judged(flight)
+        settled = self.gathering.settled
+        sites = self._sites(settled) if self._news_of_sites else None
+        if self._entry is None or (settled == self._settled and sites is None):
+            return
+        ended = []
+        if sites is not None:
+            ended = [name for name, state in sites.items() if state.standing]
+            self._told = sites
+        self._settled = settled
+        self.in_flight += 1
+        self._asked.append((settled, ended))
+        self._entry.settle(settled, sites)
+
+    def _sites(self, settled: int) -> Sites | None:
+        """Say what the ledger is to know of the sites once *settled* objects are; None if that is nothing new."""
+        self._news_of_sites = False
+        sites = {name: self._state(name, settled) for name in self.gathering.sites}
+        return None if sites == self._told else sites
+
+    def _state(self, name: str, settled: int) -> SiteState:
+        before = self._told[name]
+        props = before.props
+        if not props and self._peer_props[name]:
+            props = self._host.codec.encode_value(self._peer_props[name])
+        site = self.gathering.sites[name]
+        if before.standing or site.standing is Standing.ACTIVE:
+            return msgspec.structs.replace(before, props=props)
+        if site.standing is not Standing.FINISHED:
+            return SiteState(before.life, props, site.standing.name, site.rc, site.reason)
+        count, end = self._ends.get(name, (settled + 1, None))
+        if end is None or count > settled:  # its last replies are to be asked for again
+            self._news_of_sites = True
+            return msgspec.structs.replace(before, props=props)
+        return SiteState(before.life, props, site.standing.name, site.rc, site.reason, ended=True, result=end.result)
+
+    def _on_settled(self) -> None:
+        """What was settled is on the disk, or cannot be written."""
+        settled, ended = self._asked.popleft()
+        self.in_flight -= 1
+        self._room.set()
+        if self._failure is not None:
+            return
+        for leg in self._legs.values():
+            leg.settled = settled
+        for name in ended:
+            leg_over = self._over.pop(name, None)
+            if leg_over is not None:
+                leg_over.done()
+
+    # --- what the links tell ---
+
+    def handle(self, event: StreamEvent) -> None:
+        """Take one event of one of this stream's legs; never waits."""
+        if not self._ending and not self._aborted:
+            if type(event) is ReplyArrived:
+                if event.seq >= self.gathering.objects:
+                    self._early.setdefault(event.leg.site, deque()).append(event)
+                    return
+            elif type(event) is Ended and event.leg.site in self._early:
+                self._early[event.leg.site].append(event)
+                return
+        self._take(event)
+
+    def _take(self, event: StreamEvent) -> None:
+        leg = event.leg
+        if type(event) is ReplyArrived:
+            if isinstance(event.value, Shareable) and _PEER_PROPS in event.value.headers:
+                self._news_of_sites = True
+        elif type(event) is Ended:
+            self._ends[leg.site] = leg.inbound.whole, event
+        super().handle(event)
+        if leg.over:
+            self._over[leg.site] = leg
+            self._news_of_sites = True
+
+    def dispatch(self, obj: Shareable | Encoded, timeout: float, *, final: bool = False) -> Flight:
+        """Encode an object once and send it to every active site that does not have it; as any stream's."""
+        flight = super().dispatch(obj, timeout, final=final)
+        if self._early:
+            self._take_early(flight.seq + 1)
+        return flight
+
+    def _take_early(self, produced: int) -> None:
+        """Take what sites have said to objects that are produced now."""
+        for name, waiting in list(self._early.items()):
+            while waiting:
+                event = waiting[0]
+                if isinstance(event, ReplyArrived) and event.seq >= produced:
+                    break
+                self._take(waiting.popleft())
+            if not waiting:
+                self._early.pop(name, None)
+
+    def _leave(self, name: str, standing: Standing, rc: str, outcome: Outcome, reason: str = "") -> None:
+        if standing is not Standing.FINISHED:
+            self._early.pop(name, None)
+        self._news_of_sites = True
+        super()._leave(name, standing, rc, outcome, reason)
+
+    # --- ending ---
+
+    async def end(self, *, withdraw: bool) -> None:
+        """End the stream everywhere, and in the ledger; the sites hear that their ends are known after that."""
+        self._take_early(self.gathering.objects)
+        for waiting in [self._early.pop(name) for name in list(self._early)]:
+            for event in waiting:  # replies to objects that an earlier life has made, and this one has not
+                self._take(event)
+        await super().end(withdraw=withdraw)
+        if self._entry is not None:
+            self._entry.forget()
+            with suppress(JournalError):  # the journal has told; the next life hears the same ends once more
+                await self._entry.written()
+
+    def _end_without(self, name: str, leg: OpenerLeg, *, withdraw: bool) -> None:
+        leg.settled = None  # nobody waits for its end any more
+        super()._end_without(name, leg, withdraw=withdraw)
+
+    def forget(self) -> None:
+        """Leave nothing behind, here or in the ledger."""
+        super().forget()
+        self._early.clear()
+        over, self._over = self._over, {}
+        for leg in over.values():
+            if self._failure is None:
+                leg.done()
+            else:
+                leg.close()
+        if self._entry is not None:
+            self._entry.forget()
+
+
+def maker(
+    ledger: Ledger | None,
+    take_up: TakeUp,
+    resume: str | None,
+    channel: str,
+    topic: str,
+    targets: Sequence[str],
+    options: StreamOptions,
+    optional: bool,
+    secure: bool,
+) -> Callable[..., DurableStream]:
+    """Return what makes a durable stream, given the arguments of an outgoing one.
+
+    Args:
+        ledger: the engine's, if it has one.
+        take_up: makes the legs of a stream that an earlier life has left.
+        resume: the id of the stream that is to go on; None for a new one.
+        channel: as the caller gave it; so are all that follow.
+        topic: the topic.
+        targets: the names of the sites.
+        options: how the stream runs.
+        optional: whether sites may turn it away.
+        secure: whether it is to be sealed.
+
+    Raises:
+        TypeError: *resume* is not a str.
+        UnknownStreamError: there is no such stream.
+        ValueError: it is another one; or the engine has no journal, or the stream is to be sealed.
+    """
+    if ledger is None:
+        raise ValueError("a durable stream needs EngineSettings.journal, which is None")
+    if secure:
+        raise ValueError("secure is True: the keys of a sealed stream are never written down, so it cannot be durable")
+    left = None
+    if resume is not None:
+        left = _find(ledger, resume, channel, topic, targets, options, optional)
+    return partial(DurableStream, ledger=ledger, left=left, take_up=take_up)
+
+
+def _find(
+    ledger: Ledger,
+    stream: str,
+    channel: str,
+    topic: str,
+    targets: Sequence[str],
+    options: StreamOptions,
+    optional: bool,
+) -> Left:
+    if not isinstance(stream, str):
+        raise TypeError(f"resume is {stream!r} of type {type(stream).__name__}, expected a stream's id as a str")
+    left = ledger.find(stream)
+    told = left.opening
+    # The sites go by what OPEN has said: a larger backlog would be against the rules to them.
+    for name, given, kept in (
+        ("channel", channel, told.channel),
+        ("topic", topic, told.topic),
+        ("targets", sorted(targets), sorted(told.targets)),
+        ("optional", optional, told.optional),
+        ("options.backlog", options.backlog, told.backlog),
+    ):
+        if given != kept:
+            raise ValueError(f"{name} is {given!r}, but {kept!r} in the journal for stream {stream}")
+    return left

@@ -1,0 +1,68 @@
+"""One outgoing stream from its opening to its end, however what is done on it ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+
+from . import auditing
+from .observe import Audit
+from .outgoing import OutgoingStream
+from .shareable import ReturnCode
+from .streaming import StreamResult
+
+
+class Work:
+    """What is done on one outgoing stream: the value that ended it, what follows the end, and then its result."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.at_end: Callable[[], Awaitable[object]] | None = None
+        self.result: StreamResult | None = None
+
+    @property
+    def done(self) -> StreamResult:
+        """The result, once the stream has ended."""
+        if self.result is None:
+            raise RuntimeError("the stream has not ended")
+        return self.result
+
+
+@asynccontextmanager
+async def running(stream: OutgoingStream, audit: Audit) -> AsyncIterator[Work]:
+    """Have a stream opened and its work done inside its scope, and end it, however the work ended."""
+    work = Work()
+    if audit.wanted:
+        audit.tell(auditing.stream_opened(stream))
+    try:
+        with anyio.CancelScope() as scope:
+            unsubscribe = stream.signal.subscribe(partial(_aborted, stream, scope))
+            try:
+                yield work
+                await stream.end(withdraw=work.value is not None)
+                if work.at_end is not None:
+                    await work.at_end()
+            finally:
+                unsubscribe()
+        if stream.aborted:
+            await stream.settle_abort()
+            work.value = None
+        work.result = stream.result(work.value)
+    except BaseException as exc:
+        rc = ReturnCode.EXECUTION_EXCEPTION if isinstance(exc, Exception) else ReturnCode.TASK_ABORTED
+        stream.abort(rc, f"{type(exc).__name__} at the opener")
+        await stream.settle_abort()
+        raise
+    finally:
+        if audit.wanted:
+            ended = stream.abort_code if work.result is None else work.result.rc
+            audit.tell(auditing.stream_ended(stream, ended))
+
+
+def _aborted(stream: OutgoingStream, scope: anyio.CancelScope) -> None:
+    stream.abort(ReturnCode.TASK_ABORTED, str(stream.signal.reason or "aborted"))
+    scope.cancel()

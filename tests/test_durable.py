@@ -1,0 +1,584 @@
+"""Openers that crash, and resume their durable streams in another life: what is produced, consumed and judged again.
+
+A crash is a copy of the journal's files, with which the next life begins, and a cut link for the life before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import numpy as np
+import pytest
+
+from fanstream import (
+    EngineSettings,
+    FLContext,
+    Quorum,
+    ReturnCode,
+    Shareable,
+    StreamContext,
+    StreamContextKey,
+    StreamEngine,
+    StreamOptions,
+    StreamResult,
+    make_reply,
+)
+from fanstream.errors import JournalError, SecurityError, UnknownStreamError
+from fanstream.journal import Store
+from fanstream.testing import FaultyNetwork
+from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
+
+pytestmark = [pytest.mark.anyio, on_memory]
+
+SETTINGS = EngineSettings(retry_max=1.0)
+SITES = ["site-1", "site-2"]
+
+
+class Seekable(Numbers):
+    """Numbers that can begin anywhere; ``judged`` has the number of each object whose replies were seen."""
+
+    def __init__(self, number: int, *, timeout: Any = 300.0, judge: Any = None, size: int = 0) -> None:
+        super().__init__(number, timeout=timeout, judge=judge)
+        self.size = size
+        self.sought: list[int] = []
+        self.judged: list[int] = []
+        self.first = 0
+
+    async def seek(self, seq: int, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+        self.sought.append(seq)
+        self.made = self.first = seq
+
+    async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Any]:
+        shareable, timeout = await super().produce(stream_ctx, fl_ctx)
+        if shareable is not None and self.size:
+            shareable["w"] = np.full(self.size, shareable["n"], dtype=np.uint8)
+        return shareable, timeout
+
+    async def process_replies(self, replies: dict[str, Shareable], stream_ctx: StreamContext, fl_ctx: FLContext) -> Any:
+        n = self.first + len(self.judged)
+        self.judged.append(n)
+        for site, reply in replies.items():
+            if reply.get_return_code() == ReturnCode.OK:
+                assert reply["n"] == n, f"{site} answers {reply['n']} to object {n}"
+        return await super().process_replies(replies, stream_ctx, fl_ctx)
+
+
+class Running:
+    """A durable stream in one life of its opener."""
+
+    def __init__(self, engine: StreamEngine, producer: Seekable, resume: str | None, options: StreamOptions) -> None:
+        self._engine = engine
+        self._resume = resume
+        self._options = options
+        self.producer = producer
+        self.context: StreamContext = {}
+        self.result: StreamResult | None = None
+        self.error: Exception | None = None
+
+    @property
+    def stream_id(self) -> str:
+        found: str = self.context[StreamContextKey.STREAM_ID]
+        return found
+
+    async def run(self, targets: list[str]) -> None:
+        try:
+            self.result = await self._engine.stream_objects(
+                "models", "weights", self.context, targets, self.producer, self._engine.new_context("job"),
+                options=self._options, resume=self._resume,
+            )  # fmt: skip
+        except Exception as exc:  # noqa: BLE001 - shown by the test
+            self.error = exc
+
+    async def done(self) -> StreamResult:
+        await until(lambda: self.result is not None or self.error is not None, 200)
+        assert self.error is None, self.error
+        assert self.result is not None
+        return self.result
+
+
+class Lives:
+    """One opener, life after life."""
+
+    def __init__(self, fed: Federation, network: FaultyNetwork, folder: Path, options: StreamOptions) -> None:
+        self.fed = fed
+        self.network = network
+        self.options = options
+        self._folder = folder
+        self._number = 0
+        self._tasks: anyio.abc.TaskGroup
+
+    @property
+    def path(self) -> Path:
+        return self._folder / f"journal-{self._number}"
+
+    @asynccontextmanager
+    async def life(self, *, crash: bool = True) -> AsyncIterator[StreamEngine]:
+        """Live until the block ends: a crash, of which nobody is told, or an end in good order."""
+        settings = SETTINGS.model_copy(update={"journal": self.path})
+        over = anyio.Event()
+        born: list[StreamEngine] = []
+
+        async def live() -> None:
+            async with (
+                StreamEngine("opener", connect=self.fed.server.addresses[0], settings=settings) as engine,
+                anyio.create_task_group() as self._tasks,
+            ):
+                born.append(engine)
+                with anyio.CancelScope(shield=True):
+                    await over.wait()
+                if crash:
+                    self._tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(live)
+            await self.fed.server.wait_for_sites(["opener"])
+            await until(lambda: born and born[0].sites() >= {*SITES, "server"})
+            try:
+                yield born[0]
+            finally:
+                if crash:
+                    self.crash()
+                over.set()
+        self.network.refused.clear()
+
+    def crash(self) -> None:
+        before = self.path
+        self._number += 1
+        for file in before.parent.glob(before.name + "*"):
+            shutil.copy(file, str(file).replace(before.name, self.path.name))
+        self.network.refused.add("opener")
+        self.network.link("opener").cut()
+
+    def begin(self, engine: StreamEngine, producer: Seekable, resume: str | None = None, **options: Any) -> Running:
+        told = self.options.model_copy(update=options)
+        if resume is not None:
+            told = told.model_copy(update={"durable": False})  # to resume says it all
+        running = Running(engine, producer, resume, told)
+        self._tasks.start_soon(running.run, SITES)
+        return running
+
+
+@asynccontextmanager
+async def lives(folder: Path, transport: str, **options: Any) -> AsyncIterator[tuple[Lives, dict[str, Keeper]]]:
+    with FaultyNetwork(delayed(0.005)) as network:
+        async with federation(transport, 2, settings=SETTINGS) as fed:
+            keepers = {name: Keeper().register(engine) for name, engine in fed.sites.items()}
+            yield Lives(fed, network, folder, StreamOptions(durable=True, **options)), keepers
+            network.refused.clear()
+
+
+async def crashed_after(opener: Lives, judged: int, producer: Seekable | None = None) -> Running:
+    """Have a stream's opener die once so many objects were judged."""
+    async with opener.life() as engine:
+        running = opener.begin(engine, producer or Seekable(20))
+        await until(lambda: len(running.producer.judged) >= judged, 60)
+    return running
+
+
+@pytest.mark.parametrize("window", [1, 4])
+async def test_a_stream_goes_on_in_the_next_lives_of_its_opener(transport: str, tmp_path: Path, window: int) -> None:
+    async with lives(tmp_path, transport, window=window) as (opener, keepers):
+        running = await crashed_after(opener, 3)
+        stream_id = running.stream_id
+        firsts = []
+        for _ in range(2):
+            async with opener.life() as engine:
+                (left,) = engine.unfinished_streams()
+                assert (left.stream_id, left.channel, left.topic, left.targets) == (
+                    stream_id, "models", "weights", tuple(SITES),
+                )  # fmt: skip
+                firsts.append(left.first)
+                running = opener.begin(engine, Seekable(20), stream_id)
+                await until(lambda running=running: len(running.producer.judged) >= 4, 60)  # type: ignore[misc]
+                assert running.producer.sought == [left.first]
+                assert engine.unfinished_streams() == []
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            firsts.append(left.first)
+            running = opener.begin(engine, Seekable(20), stream_id)
+            result = await running.done()
+            assert result.complete, result
+            assert (result.stream_id, result.first, result.objects) == (stream_id, left.first, 20 - left.first)
+            assert result.outcomes == {"replied": 2 * (20 - left.first)}
+            assert running.producer.judged == list(range(left.first, 20))
+        assert firsts == sorted(set(firsts)), "each life has settled some"
+        for keeper in keepers.values():
+            assert keeper.seen == list(range(20)), "nothing was consumed twice"
+            assert keeper.rcs == ["OK"]
+        async with opener.life() as engine:
+            assert engine.unfinished_streams() == [], "an ended stream leaves the journal"
+
+
+async def test_a_reply_that_was_not_settled_comes_again_without_its_effect(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers):
+        answers = iter(range(100))
+
+        async def answer(n: int) -> Any:
+            reply = make_reply(ReturnCode.OK, None)
+            reply["n"], reply["answer"] = n, next(answers)
+            return True, reply
+
+        for keeper in keepers.values():
+            keeper.do = answer
+        judging = anyio.Event()
+
+        async def judge(_n: int, _replies: Any) -> None:
+            judging.set()
+            await anyio.sleep_forever()
+
+        async with opener.life() as engine:
+            before = opener.begin(engine, Seekable(1, judge=judge))
+            await judging.wait()
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            assert left.first == 0
+            after = opener.begin(engine, Seekable(1), left.stream_id)
+            assert (await after.done()).complete
+        said = [{site: reply["answer"] for site, reply in run.producer.replies[0].items()} for run in (before, after)]
+        assert said[0] == said[1]
+        assert [keeper.seen for keeper in keepers.values()] == [[0], [0]]
+
+
+@pytest.mark.parametrize("size", [3_000, 50_000, 3_000_000])
+async def test_half_an_object_of_an_earlier_life_is_thrown_away(transport: str, tmp_path: Path, size: int) -> None:
+    """Whatever arrived of it, the next life sends all of what it makes anew."""
+    async with lives(tmp_path, transport, window=2) as (opener, keepers):
+
+        async def slow(n: int) -> None:
+            await anyio.sleep(0.05)
+
+        keepers["site-1"].do = slow
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(6, size=size))
+            await until(lambda: len(running.producer.judged) >= 2, 60)
+            opener.network.link("opener").up.cut_after(size * 3 // 2)
+            opener.network.refused.add("opener")
+            await until(lambda: not opener.network.link("opener").alive or running.result, 60)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(6, size=size), left.stream_id)
+            assert (await running.done()).complete
+        assert [keeper.seen for keeper in keepers.values()] == [list(range(6))] * 2
+
+
+async def test_sites_keep_a_durable_stream_for_its_window_and_no_longer(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport, resume_window=20) as (opener, keepers):
+        await crashed_after(opener, 2)
+        began = anyio.current_time()
+        async with opener.life() as engine:  # it is there again, in another life, and resumes nothing
+            assert len(engine.unfinished_streams()) == 1
+            await anyio.sleep(10)
+            assert [keeper.rcs for keeper in keepers.values()] == [[], []]
+            await until(lambda: all(keeper.rcs for keeper in keepers.values()), 60)
+            assert anyio.current_time() - began == pytest.approx(20, abs=2)
+            assert {*keepers["site-1"].rcs, *keepers["site-2"].rcs} == {"COMMUNICATION_ERROR"}
+            await until(lambda: engine.unfinished_streams() == [], 60)
+            with pytest.raises(UnknownStreamError, match="the journal of opener has no such unfinished stream"):
+                await engine.stream_objects(
+                    "models", "weights", {}, SITES, Seekable(3), engine.new_context(), resume="0" * 32
+                )
+        async with opener.life() as engine:
+            assert engine.unfinished_streams() == [], "its lease is over on the disk too"
+
+
+async def test_an_opener_that_is_back_too_late_loses_its_sites(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport, resume_window=20) as (opener, keepers):
+        await crashed_after(opener, 2)
+        await anyio.sleep(30)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(left.first + 2), left.stream_id)
+            result = await running.done()
+            assert result.rc == ReturnCode.COMMUNICATION_ERROR
+            assert result.outcomes == {"lost": 2, "unreachable": 2}
+        assert [keeper.rcs for keeper in keepers.values()] == [["COMMUNICATION_ERROR"]] * 2
+
+
+async def test_a_site_that_finished_takes_no_more_part_and_its_end_is_kept(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers):
+
+        async def leave(n: int) -> Any:
+            reply = make_reply(ReturnCode.OK)
+            reply["n"] = n
+            return (n < 2, reply)
+
+        keepers["site-1"].do = leave
+        for engine in opener.fed.sites.values():
+            engine.register_stream_processing("models", "weights", keepers[engine.name], stream_done_cb=bye)
+        await crashed_after(opener, 5)
+        await until(lambda: not opener.fed.sites["site-1"]._links._resuming, 200)  # it was told DONE
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(9), left.stream_id)
+            result = await running.done()
+            assert (result.sites["site-1"].rc, result.sites["site-1"].end_result) == ("OK", "bye")
+            assert result.sites["site-1"].outcomes == {"not_sent": 9 - left.first}
+            assert result.sites["site-2"].outcomes == {"replied": 9 - left.first}
+        assert (keepers["site-1"].seen, keepers["site-2"].seen) == ([0, 1, 2], list(range(9)))
+
+
+def bye(stream_ctx: StreamContext, fl_ctx: FLContext) -> str:
+    return "bye"
+
+
+@pytest.mark.parametrize("lost", ["all of the end", "what was judged"])
+async def test_an_end_that_was_not_settled_is_heard_again(transport: str, tmp_path: Path, lost: str) -> None:
+    """The sites have ended, and wait for it to be known; the next life hears their replies and ends once more."""
+    async with lives(tmp_path, transport) as (opener, keepers):
+        for engine in opener.fed.sites.values():
+            engine.register_stream_processing("models", "weights", keepers[engine.name], stream_done_cb=bye)
+        blocked = anyio.Event()
+
+        async def judge(_n: int, _replies: Any) -> None:
+            blocked.set()
+            await anyio.sleep_forever()
+
+        async def last(n: int) -> Any:
+            reply = make_reply(ReturnCode.OK)
+            reply["n"] = n
+            return (n < 1, reply)
+
+        if lost == "what was judged":
+            for keeper in keepers.values():
+                keeper.do = last
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(2))
+            if lost == "what was judged":
+                await until(lambda: len(running.producer.judged) == 1, 60)
+                running.producer.judge = judge
+                await blocked.wait()
+                await anyio.sleep(1)
+            else:
+                await until(lambda: all(keeper.rcs for keeper in keepers.values()), 60)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(2), left.stream_id)
+            result = await running.done()
+            assert result.complete, result
+            assert {site.end_result for site in result.sites.values()} == {"bye"}
+            assert running.producer.judged == list(range(left.first, 2))
+        assert [keeper.rcs for keeper in keepers.values()] == [["OK"], ["OK"]]
+        assert [keeper.seen for keeper in keepers.values()] == [[0, 1], [0, 1]]
+
+
+async def test_a_slow_site_misses_nothing_and_what_was_judged_without_it_is_judged_again(
+    transport: str, tmp_path: Path
+) -> None:
+    async with lives(tmp_path, transport, gather=Quorum(1), max_lag=8) as (opener, keepers):
+        going = anyio.Event()
+
+        async def hang(n: int) -> None:
+            if n == 2:
+                await going.wait()
+
+        keepers["site-2"].do = hang
+        await crashed_after(opener, 6)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            assert left.first == 2, "site-2 has not answered object 2"
+            going.set()
+            running = opener.begin(engine, Seekable(10), left.stream_id)
+            result = await running.done()
+            assert result.outcomes == {"replied": 16}
+            assert running.producer.judged == list(range(2, 10))
+        assert [keeper.seen for keeper in keepers.values()] == [list(range(10))] * 2
+
+
+async def test_a_site_that_does_not_have_the_stream_any_more_is_lost_and_the_others_go_on(
+    transport: str, tmp_path: Path
+) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers):
+        await crashed_after(opener, 3)
+        resuming = opener.fed.sites["site-1"]._links._resuming
+        (leg,) = resuming._incoming.values()
+        resuming._over(leg, "as if it had been restarted without a journal")
+        await until(lambda: keepers["site-1"].rcs)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(left.first + 4), left.stream_id)
+            result = await running.done()
+            assert result.sites["site-1"].rc == "COMMUNICATION_ERROR"
+            assert result.sites["site-1"].outcomes == {"lost": 1, "unreachable": 3}
+            assert result.sites["site-2"].outcomes == {"replied": 4}
+
+
+async def test_the_first_open_that_nobody_heard_is_said_again(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers):
+        async with opener.life() as engine:
+            for link in [opener.network.link("site-1"), opener.network.link("site-2")]:
+                link.down.stall()
+            running = opener.begin(engine, Seekable(3))
+            await until(lambda: running.producer.made == 1, 60)
+            await anyio.sleep(0.1)
+            for link in [opener.network.link("site-1"), opener.network.link("site-2")]:
+                link.cut()
+        await opener.fed.server.wait_for_sites(SITES)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(3), left.stream_id)
+            assert (await running.done()).complete
+        assert [keeper.seen for keeper in keepers.values()] == [[0, 1, 2]] * 2
+        assert keepers["site-1"].stream_ctxs[0][StreamContextKey.STREAM_ID] == left.stream_id
+
+
+async def test_links_that_break_while_the_stream_is_resumed(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport, window=4) as (opener, keepers):
+
+        async def slow(n: int) -> None:
+            await anyio.sleep(0.02)
+
+        keepers["site-1"].do = slow
+        await crashed_after(opener, 3)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(20), left.stream_id)
+            for count in range(2, 12, 3):
+                await until(partial(lambda run, many: len(run.producer.judged) >= many, running, count), 60)
+                opener.network.link("opener").cut()
+                await until(lambda: opener.network.link("opener").alive, 60)
+                opener.network.link("site-1").cut()
+            assert (await running.done()).complete
+        assert [keeper.seen for keeper in keepers.values()] == [list(range(20))] * 2
+
+
+async def test_an_abort_ends_it_for_good(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers):
+        await crashed_after(opener, 3)
+        async with opener.life() as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(100), left.stream_id)
+            await until(lambda: len(running.producer.judged) > 2, 60)
+            engine.run_abort_signal.trigger("enough")
+            assert (await running.done()).rc == "TASK_ABORTED"
+            await until(lambda: all(keeper.rcs for keeper in keepers.values()), 60)
+            assert engine._journal is not None
+            await engine._journal.flush()
+        assert [keeper.rcs for keeper in keepers.values()] == [["TASK_ABORTED"]] * 2
+        async with opener.life() as engine:
+            assert engine.unfinished_streams() == []
+
+
+async def test_public_props_are_those_of_the_earlier_life(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, _keepers):
+        for name, engine in opener.fed.sites.items():
+            engine.settings = engine.settings.model_copy(update={"public_props": {"where": name}})
+        await crashed_after(opener, 3)
+        seen: list[dict[str, Any]] = []
+
+        def judge(_n: int, replies: dict[str, Shareable]) -> None:
+            seen.append({site: reply.get_peer_props() for site, reply in replies.items()})
+
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            assert left.first > 0
+            running = opener.begin(engine, Seekable(left.first + 1, judge=judge), left.stream_id)
+            assert (await running.done()).complete
+        assert seen == [{name: {"where": name} for name in SITES}]
+
+
+async def test_what_is_settled_is_on_the_disk_before_the_window_moves(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a reply acknowledged before: a site's cache has what another life would ask for."""
+    async with lives(tmp_path, transport, window=2) as (opener, _keepers):
+        async with opener.life(crash=False) as engine:
+            log: list[str] = []
+            write = Store.write
+
+            def noted(store: Store, steps: Any) -> Any:
+                failed = write(store, steps)
+                log.extend(["written"] * len(steps))
+                return failed
+
+            monkeypatch.setattr(Store, "write", noted)
+            producer = Seekable(6)
+            original = producer.produce
+
+            async def produce(stream_ctx: Any, fl_ctx: Any) -> Any:
+                log.append("produce")
+                return await original(stream_ctx, fl_ctx)
+
+            producer.produce = produce  # type: ignore[method-assign]
+            assert (await opener.begin(engine, producer).done()).complete
+        for index, entry in enumerate(log):
+            if entry == "produce":
+                assert log[: index + 1].count("produce") <= log[:index].count("written") - 1 + 2, log
+
+
+async def test_what_cannot_be_written_ends_the_stream_with_its_error(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers), opener.life(crash=False) as engine:
+        error = JournalError(opener.path, "cannot be written: database or disk is full", "Make room")
+        running = opener.begin(engine, Seekable(50))
+        await until(lambda: len(running.producer.judged) > 2, 60)
+        write = Store.write
+        monkeypatch.setattr(Store, "write", lambda store, steps: {number: error for number, _ in steps})
+        await until(lambda: running.error is not None, 60)
+        assert running.error is error
+        monkeypatch.setattr(Store, "write", write)
+        await until(lambda: all(keeper.rcs for keeper in keepers.values()), 60)
+        assert [keeper.rcs for keeper in keepers.values()] == [["TASK_ABORTED"]] * 2
+        assert (await opener.begin(engine, Seekable(2)).done()).complete, "other streams go on"
+
+
+async def refusal(engine: StreamEngine, kind: type[Exception], match: str, **how: Any) -> None:
+    given: dict[str, Any] = {
+        "channel": "models", "topic": "weights", "targets": SITES, "producer": Seekable(3),
+        "options": StreamOptions(), **how,
+    }  # fmt: skip
+    with pytest.raises(kind, match=match):
+        await engine.stream_objects(stream_ctx={}, fl_ctx=engine.new_context(), **given)
+
+
+async def test_what_is_resumed_has_to_be_what_was_begun(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, _keepers):
+        stream = (await crashed_after(opener, 2)).stream_id
+        async with opener.life(crash=False) as engine:
+            wrong: list[tuple[str, dict[str, Any]]] = [
+                (r"channel is 'other', but 'models' in the journal for stream " + stream, {"channel": "other"}),
+                ("topic is 'other', but 'weights' in the journal", {"topic": "other"}),
+                (r"targets is \['site-1'\], but \['site-1', 'site-2'\] in the journal", {"targets": ["site-1"]}),
+                ("optional is True, but False", {"optional": True}),
+                ("options.backlog is 8, but 2", {"options": StreamOptions(window=4)}),
+            ]
+            for match, how in wrong:
+                await refusal(engine, ValueError, match, resume=stream, **how)
+            await refusal(engine, SecurityError, "has no identity to seal with", resume=stream, secure=True)
+            await refusal(engine, TypeError, "which has no method seek", resume=stream, producer=Numbers(1))
+            await refusal(engine, TypeError, "resume is 7 of type int, expected a stream's id", resume=7)
+            await refusal(engine, UnknownStreamError, "stream abc cannot be resumed", resume="abc")
+            assert [left.stream_id for left in engine.unfinished_streams()] == [stream], "and it is still there"
+            running = opener.begin(engine, Seekable(20), stream)
+            await until(lambda: running.producer.judged, 60)
+            await refusal(engine, UnknownStreamError, "has been resumed before", resume=stream)
+            assert (await running.done()).complete
+
+
+async def test_what_cannot_be_durable_is_refused_at_once(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, _), opener.life(crash=False) as engine:
+        durable = StreamOptions(durable=True)
+        assert opener.fed.server.unfinished_streams() == []
+        match = "a durable stream needs EngineSettings.journal, which is None"
+        await refusal(opener.fed.server, ValueError, match, options=durable)
+        await refusal(opener.fed.server, ValueError, match, resume="0" * 32)
+        await refusal(engine, TypeError, "generator, which has no method seek", options=durable, producer=numbers())
+        with pytest.raises(ValueError, match="who sends one by one"):
+            async with engine.open_stream("models", "weights", SITES, options=durable):
+                pass
+
+
+async def numbers() -> AsyncIterator[Shareable]:
+    yield Shareable({"n": 0})
+
+
+def test_a_durable_stream_needs_a_window(anyio_backend: Any, transport: str) -> None:
+    with pytest.raises(ValueError, match="durable is True and resume_window 0"):
+        StreamOptions(durable=True, resume_window=0)
