@@ -16,10 +16,12 @@ from typing import Any
 import anyio
 
 from .lab import Lab, lab
-from .scenarios import SCENARIOS, WITH_JOURNALS
+from .scenarios import DURABLE, SCENARIOS, WITH_JOURNALS
 
+JOURNALS = {**dict.fromkeys(WITH_JOURNALS, ("--journal",)), **dict.fromkeys(DURABLE, ("--journal", "opener"))}
+"""Which workers keep one."""
 _PATIENCE = 180.0  # seconds for one scenario
-_ALL = {**SCENARIOS, **WITH_JOURNALS}
+_ALL = {**SCENARIOS, **WITH_JOURNALS, **DURABLE}
 
 
 async def _repeat(name: str, times: int, seed: int, settings: list[str], failures: list[str]) -> dict[str, Any]:
@@ -53,7 +55,7 @@ async def run(arguments: argparse.Namespace) -> int:
     outcome: dict[str, Any] = {}
     for name in arguments.scenario or _ALL:
         times = arguments.freezes if name == "receiver_frozen" else arguments.kills
-        how = [*settings, "--journal"] if name in WITH_JOURNALS else settings
+        how = [*settings, *JOURNALS.get(name, ())]
         outcome[name] = await _repeat(name, times, arguments.seed, how, failures)
     for failure in failures:
         sys.stderr.write(failure + "\n")

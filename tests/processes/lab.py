@@ -80,6 +80,10 @@ class Process:
                     raise RuntimeError(f"{self.name} ended without saying {key!r}; its last words: {self.heard[-5:]}")
                 await self._news.wait()
 
+    def said(self, key: str, condition: Callable[[Any], bool]) -> bool:
+        """Whether it has said something under *key* that meets *condition*."""
+        return any(key in line and condition(line[key]) for line in self.heard)
+
     async def result(self, run: int, *, seconds: float = _START) -> dict[str, Any]:
         """Wait for a stream's result."""
         found: dict[str, Any] = await self.hear("result", lambda told: told["run"] == run, seconds=seconds)

@@ -179,9 +179,109 @@ async def receiver_restarted(lab: Lab, run: int, rng: Random) -> None:
     await _recovered(lab, opener, run)
 
 
+async def opener_restarted(lab: Lab, run: int, rng: Random) -> None:
+    """The opener of a durable stream is killed up to three times, at any moment: each life resumes it."""
+    kills = rng.randint(1, 3)
+    how: dict[str, Any] = {"window": rng.choice([1, 4, 16]), "timeout": 60.0, "patience": 60.0, "durable": True}
+    opener = lab.processes["opener"]
+    await _begin(lab, opener, run, **how)
+    for kill in range(kills):
+        await _judge(lab, opener, run, rng, kill / kills)
+        opener = await _next_opener(lab, run, how)
+    await _check_resumed(lab, opener, run, kills)
+
+
+async def opener_and_receiver_restarted(lab: Lab, run: int, rng: Random) -> None:
+    """The same, and a site with a journal is killed around the same time, in either order."""
+    how: dict[str, Any] = {"window": rng.choice([1, 4, 16]), "timeout": 60.0, "patience": 60.0, "durable": True}
+    opener = lab.processes["opener"]
+    await _begin(lab, opener, run, **how)
+    await _judge(lab, opener, run, rng, 0.0)
+    victims = ["site-1", "opener"]
+    rng.shuffle(victims)
+    for victim in victims:
+        await lab.processes[victim].kill()
+        await anyio.sleep(rng.uniform(0, 0.05))
+    if victims[0] == "site-1" or rng.random() < 0.5:
+        await lab.start("site-1")
+        opener = await _resume(lab, run, how)
+    else:
+        opener = await _resume(lab, run, how, wait=False)
+        await anyio.sleep(rng.uniform(0, 0.5))
+        await lab.start("site-1")
+    await _check_resumed(lab, opener, run, 1, redelivered=1)
+
+
+async def _judge(lab: Lab, opener: Process, run: int, rng: Random, share: float) -> None:
+    """Wait until an opener has seen the replies to some object, later ones for later kills, and a moment longer."""
+    n = rng.randrange(int(share * OBJECTS), int(share * OBJECTS) + OBJECTS // 4)
+
+    def judged() -> bool:
+        return any(entry["replied"][0] == run and entry["replied"][1] >= n for entry in lab.logged("opener", "replied"))
+
+    with anyio.fail_after(60):
+        while not judged() and not opener.said("result", lambda told: told["run"] == run):  # noqa: ASYNC110 - a file
+            await anyio.sleep(0.002)
+    await anyio.sleep(rng.uniform(0, 0.01))
+
+
+async def _next_opener(lab: Lab, run: int, how: dict[str, Any]) -> Process:
+    await lab.processes["opener"].kill()
+    return await _resume(lab, run, how)
+
+
+async def _resume(lab: Lab, run: int, how: dict[str, Any], *, wait: bool = True) -> Process:
+    """Start the next life of the opener, and have it resume the stream, if that is unfinished."""
+    opener = await lab.start("opener")
+    await opener.tell("unfinished")
+    left = await opener.hear("unfinished", lambda _left: True)
+    assert len(left) <= 1, f"run {run}: {left}"
+    if left:
+        targets = list(SITES) if wait else ["site-2"]
+        await opener.tell(
+            "stream", run=run, targets=list(SITES), objects=OBJECTS, resume=left[0]["stream_id"], wait=targets, **how
+        )
+        await opener.hear("begun", lambda told: told == run)
+    return opener
+
+
+async def _check_resumed(lab: Lab, opener: Process, run: int, kills: int, *, redelivered: int = 0) -> None:
+    """Every site has consumed every object, and every object was judged, in order within each life."""
+    if opener.said("begun", lambda told: told == run):
+        result = await opener.result(run)
+        _check_account(result, run)
+        assert result["complete"], f"run {run}, {kills} kills: {result}"
+        assert result["first"] + result["objects"] == OBJECTS, f"run {run}: {result}"
+    consumed = check_effects(lab, "opener", run, redelivered=redelivered)
+    for site in SITES:
+        whole = sorted(set(consumed[site])) if redelivered else consumed[site]
+        assert whole == list(range(OBJECTS)), f"run {run}: {site} consumed {consumed[site]}"
+        ends = [entry["rc"] for entry in lab.logged(site, "ended") if entry["ended"] == run]
+        assert ends, f"run {run}: {site} has not finalized"
+        assert set(ends) == {"OK"}, f"run {run}: ended at {site} as {ends}"
+    judged = [
+        (entry["life"], entry["replied"][1]) for entry in lab.logged("opener", "replied") if entry["replied"][0] == run
+    ]
+    assert {n for _, n in judged} == set(range(OBJECTS)), f"run {run}: judged {judged}"
+    for life in {life for life, _ in judged}:
+        of_life = [n for its, n in judged if its == life]
+        assert of_life == list(range(of_life[0], of_life[0] + len(of_life))), f"run {run}: judged {of_life} in one life"
+    twice = len(judged) - OBJECTS
+    assert twice <= kills * 17, f"run {run}: judged {twice} objects twice"  # a window, and what was being written
+    before = len(opener.heard)
+    await opener.tell("unfinished")
+    left = await opener.hear("unfinished", lambda _left: True, after=before)
+    assert left == [], f"run {run}: {left} stays in the journal"
+    await _recovered(lab, opener, run)
+
+
 Scenario = Callable[[Lab, int, Random], Awaitable[None]]
 SCENARIOS: Final[dict[str, Scenario]] = {
     scenario.__name__: scenario for scenario in (receiver_killed, opener_killed, hub_killed, receiver_frozen)
 }
-WITH_JOURNALS: Final[dict[str, Scenario]] = {"receiver_restarted": receiver_restarted}
+WITH_JOURNALS: Final[dict[str, Scenario]] = {
+    scenario.__name__: scenario for scenario in (receiver_restarted, opener_restarted, opener_and_receiver_restarted)
+}
 """Those whose workers are to keep journals."""
+DURABLE: Final[dict[str, Scenario]] = {"opener_restarted_alone": opener_restarted}
+"""Those whose opener alone is to keep one."""

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from .lab import lab
-from .scenarios import SCENARIOS, WITH_JOURNALS
+from .scenarios import DURABLE, SCENARIOS, WITH_JOURNALS
 
 pytestmark = [
     pytest.mark.anyio,
@@ -29,4 +29,12 @@ async def test_killed_processes_that_keep_journals() -> None:
     with anyio.fail_after(55):
         async with lab("--heartbeat", "0.3", "--silence", "1", "--journal") as made:
             for run, scenario in enumerate(WITH_JOURNALS.values(), 1):
+                await scenario(made, run, Random(run))
+
+
+async def test_a_killed_opener_that_alone_keeps_a_journal() -> None:
+    """Its sites need none for it to resume its streams."""
+    with anyio.fail_after(55):
+        async with lab("--heartbeat", "0.3", "--silence", "1", "--journal", "opener") as made:
+            for run, scenario in enumerate(DURABLE.values(), 1):
                 await scenario(made, run, Random(run))

@@ -16,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -127,6 +128,9 @@ class LoggedNumbers(ObjectProducer):
         self._made = 0
         self._judged = 0
 
+    async def seek(self, seq: int, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+        self._made = self._judged = seq
+
     async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, float]:
         if self._made == self._objects:
             return None, 0
@@ -177,6 +181,7 @@ class Worker:
             "stream": lambda **told: self._tasks.start_soon(self._stream, told),
             "file": lambda **told: self._tasks.start_soon(self._file, told),
             "work": self._work,
+            "unfinished": lambda: say(unfinished=[asdict(stream) for stream in self._engine.unfinished_streams()]),
             "statistics": lambda: say(statistics=statistics(self._engine)),
         }
         handlers[command.pop("do")](**command)
@@ -188,7 +193,7 @@ class Worker:
         engine, run, targets = self._engine, told["run"], told["targets"]
         try:
             with anyio.fail_after(told.get("patience", 20.0)):
-                await engine.wait_for_sites(targets)
+                await engine.wait_for_sites(told.get("wait", targets))
         except TimeoutError:
             say(result={"run": run, "error": f"only {sorted(engine.sites())} can be reached"})
             return
@@ -198,7 +203,8 @@ class Worker:
         with anyio.move_on_after(told.get("abort_after", 3600.0)) as limit:
             result = await engine.stream_objects(
                 CHANNEL, TOPIC, {"run": run}, targets, producer, fl_ctx,
-                options=StreamOptions(window=told.get("window", 8)),
+                options=StreamOptions(window=told.get("window", 8), durable=told.get("durable", False)),
+                resume=told.get("resume"),
             )  # fmt: skip
             say(result=_told(run, result))
         if limit.cancelled_caught:
@@ -216,6 +222,7 @@ def _told(run: int, result: StreamResult) -> dict[str, Any]:
     return {
         "run": run,
         "rc": result.rc,
+        "first": result.first,
         "objects": result.objects,
         "complete": result.complete,
         "sites": {name: {"rc": site.rc, **site.outcomes} for name, site in result.sites.items()},
@@ -244,7 +251,7 @@ async def run(arguments: argparse.Namespace) -> None:
     """Run the engine until standard input ends."""
     settings = EngineSettings(
         heartbeat=arguments.heartbeat, silence=arguments.silence, retry_first=0.02, retry_max=0.2, shutdown_timeout=5,
-        journal=Path(arguments.log).with_suffix(".journal") if arguments.journal else None,
+        journal=Path(arguments.log).with_suffix(".journal") if arguments.journal in ("", arguments.name) else None,
     )  # fmt: skip
     log = Log(Path(arguments.log), arguments.life, sync=not arguments.unsynced)
     engine = StreamEngine(arguments.name, listen=arguments.listen, connect=arguments.connect, settings=settings)
@@ -279,7 +286,9 @@ def main() -> None:
     parser.add_argument("--heartbeat", type=float, default=7.0)
     parser.add_argument("--silence", type=float, default=15.0)
     parser.add_argument("--unsynced", action="store_true", help="do not wait for the disk")
-    parser.add_argument("--journal", action="store_true", help="keep incoming streams beside the log")
+    parser.add_argument(
+        "--journal", nargs="?", const="", help="keep streams beside the log; with a name, where that is this worker's"
+    )
     parser.add_argument("--quiet", action="store_true", help="do not tell of each object")
     asyncio.run(run(parser.parse_args()))
 
