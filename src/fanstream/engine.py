@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from . import auditing
 from .abort import AbortSignal
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from .security.kit import Kit
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _REMEMBERED: Final = 8192  # ids of ended streams that may not be opened again
 _MEMORY_KEPT: Final = 10.0  # seconds that idle memory outlives the last stream: rounds of training follow each other
@@ -138,6 +142,7 @@ class StreamEngine(StreamableEngine):
         self.face = self._tasks.face
         self.deadlines = self._tasks.deadlines
         self.limiter = anyio.CapacityLimiter(self.settings.workers)
+        self._decoding = anyio.CapacityLimiter(os.cpu_count() or 1)
         self._idle = self.face.wakeup()
         if self.settings.journal is not None:
             from .journal import Journal
@@ -260,6 +265,10 @@ class StreamEngine(StreamableEngine):
     def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
         """Start a task that the engine waits for."""
         self._tasks.spawn(function, *args, name=name)
+
+    async def aside(self, function: Callable[..., _T], *args: Any) -> _T:
+        """Call a function that would hold up the event loop on a thread; a call that has begun is waited for."""
+        return await anyio.to_thread.run_sync(function, *args, limiter=self._decoding)
 
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""

@@ -6,22 +6,27 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 
 from .abort import AbortSignal
 from .adapters import call, is_async
 from .arguments import OWN
-from .codec import Codec, Encoded
+from .codec import Codec, Decoding, Encoded, Undecoded
+from .codec.ciphertext import Ciphertext
+from .codec.codec import finished
+from .codec.faults import NotAtOnceError
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import CodecError, JournalError, SealError, SecurityError
 from .protocol.bodies import Cause, Ending, Opening, encode
 from .protocol.events import Aborted, EndAnnounced, Lost, ObjectArrived, StreamEvent
 from .protocol.frames import Flag
+from .protocol.inbound import DECODED_AT_ONCE
 from .protocol.receiver import ReceiverLeg
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import ConsumerFactory, ObjectConsumer
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from .sealing import SiteSeal
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _JAR: Final = ReservedHeaderKey.COOKIE_JAR
 _LONGEST_REASON: Final = 1000  # characters; all of it stands in the reply
@@ -62,6 +69,9 @@ class Host(Protocol):
     codec: Codec
     settings: EngineSettings
     limiter: anyio.CapacityLimiter
+
+    async def aside(self, function: Callable[..., _T], *args: Any) -> _T:
+        """Call a function that would hold up the event loop on a thread."""
 
     async def handling(self, channel: str, topic: str, grace: float) -> Handling | None:
         """Return what is registered, or will be within *grace* seconds; None if nothing."""
@@ -221,7 +231,7 @@ class IncomingStream:
                     end = None
                     return
                 self._handling = handling
-                self._read_opening()
+                await self._read_opening()
                 self._watch_idle()
                 unsubscribe = self._signal.subscribe(partial(self.stop, ReturnCode.TASK_ABORTED, "run aborted"))
                 try:
@@ -246,10 +256,17 @@ class IncomingStream:
         else:
             self._leg.refuse(rc, "", self._seal.words.refused(Cause(rc, self._host.name, reason)))
 
-    def _read_opening(self) -> None:
+    async def _decode_body(self) -> Any:
+        decode = self._host.codec.decode_value
+        if len(self._body) <= DECODED_AT_ONCE:
+            with suppress(NotAtOnceError):
+                return decode(self._body, imports=False)
+        return await self._host.aside(decode, self._body)
+
+    async def _read_opening(self) -> None:
         leg = self._leg
         try:
-            body = self._host.codec.decode_value(self._body)
+            body = await self._decode_body()
             context, props, job = body["stream_ctx"], body["props"], body["job"]
             if not (isinstance(context, dict) and isinstance(props, dict) and isinstance(job, str)):
                 raise TypeError("its parts are of the wrong types")
@@ -308,8 +325,8 @@ class IncomingStream:
         unwaited = 0
         while arrived is not None:
             self._in_hand = True
-            if self._seal is not None:
-                await self._open(self._seal, arrived)
+            if type(arrived.value) is not Shareable:
+                await self._open(arrived)
             go_on, reply, failure = await self._consume(consume, arrived)
             self._in_hand = False
             if self._idle is not None:
@@ -343,13 +360,17 @@ class IncomingStream:
         except JournalError as exc:
             raise self._report(exc, "the journal") from exc
 
-    async def _open(self, seal: SiteSeal, arrived: ObjectArrived) -> None:
-        """Put what is in a sealed object in its place."""
-        try:
-            arrived.value = await seal.open(arrived.seq, arrived.value, final=arrived.final)
-        except SealError as exc:
-            reason = f"object {arrived.seq} is not that of {self._leg.opener}: {exc}"
-            raise _SiteFailureError(ReturnCode.COMMUNICATION_ERROR, reason) from exc
+    async def _open(self, arrived: ObjectArrived) -> None:
+        """Put what is in an object that was sealed, or is not decoded yet, in its place."""
+        value = arrived.value
+        if isinstance(value, (Decoding, Undecoded)):
+            arrived.value = await self._host.aside(finished, value)
+        elif isinstance(value, Ciphertext) and self._seal is not None:
+            try:
+                arrived.value = await self._seal.open(arrived.seq, value, final=arrived.final)
+            except SealError as exc:
+                reason = f"object {arrived.seq} is not that of {self._leg.opener}: {exc}"
+                raise _SiteFailureError(ReturnCode.COMMUNICATION_ERROR, reason) from exc
 
     async def _get_consumer(self, arrived: ObjectArrived | None) -> ObjectConsumer:
         """Make the consumer; a failure answers the first object and ends the stream here."""

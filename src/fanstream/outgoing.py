@@ -7,14 +7,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 import msgspec
 
 from .abort import AbortSignal
-from .codec import Codec, Encoded
+from .codec import Codec, Decoding, Encoded, Undecoded
 from .codec.ciphertext import SMALL
+from .codec.codec import finished
+from .codec.faults import NotAtOnceError
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import ClosedError, CodecError, LocalProtocolError, RemoteProtocolError
@@ -24,7 +26,7 @@ from .protocol.bodies import Cause, Opening
 from .protocol.core import LinkCore
 from .protocol.events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed, StreamEvent, Suspended
 from .protocol.gather import Arrived, Flight, Gathering, Outcome, Standing
-from .protocol.inbound import UNCHARGED
+from .protocol.inbound import DECODED_AT_ONCE, UNCHARGED
 from .protocol.opener import OpenerLeg
 from .protocol.pace import Pacing
 from .results import conclude
@@ -35,6 +37,8 @@ from .wakeup import Face, Wakeup
 if TYPE_CHECKING:
     from .options import EngineSettings, StreamOptions
     from .sealing import OpenerSeal
+
+_T = TypeVar("_T")
 
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
 
@@ -51,6 +55,9 @@ class Host(Protocol):
     @property
     def life(self) -> bytes:
         """The engine's incarnation."""
+
+    async def aside(self, function: Callable[..., _T], *args: Any) -> _T:
+        """Call a function that would hold up the event loop on a thread."""
 
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
@@ -133,7 +140,7 @@ class OutgoingStream:
         )
         self._seal: OpenerSeal | None = None
         stream_ctx[StreamContextKey.STREAM_ID] = self.stream_id
-        self._unopened: dict[str, deque[StreamEvent]] = {}  # what came from a site while a large reply is opened
+        self._unopened: dict[str, deque[StreamEvent]] = {}  # what came from a site while a thread opens or decodes
 
     @property
     def stream_id(self) -> str:
@@ -375,31 +382,67 @@ class OutgoingStream:
 
     def handle(self, event: StreamEvent) -> None:
         """Take one event of one of this stream's legs; never waits."""
-        if self._seal is not None:
-            self._handle_sealed(self._seal, event)
-        elif type(event) is ReplyArrived:
+        if type(event) is ReplyArrived and type(event.value) is Shareable and not self._unopened:
             self._on_reply(event)
         else:
-            self._handle(event)
+            self._take(event)
 
-    def _handle_sealed(self, seal: OpenerSeal, event: StreamEvent) -> None:
-        """Take an event once it is opened, after those that came before it."""
+    def _take(self, event: StreamEvent) -> None:
+        """Take an event after those that came before it; one that takes long, once a thread has opened it."""
         name = event.leg.opening.targets[0]
         waiting = self._unopened.get(name)
         if waiting is not None:
             waiting.append(event)
-        elif type(event) is ReplyArrived and event.size > SMALL:
+            return
+        opened = self._opened(event)
+        if opened is None:
             self._unopened[name] = deque((event,))
-            self._host.spawn(self._open_replies, seal, name, name=f"replies of {name} to stream {self.stream_id}")
+            self._host.spawn(self._open_events, name, name=f"replies of {name} to stream {self.stream_id}")
         else:
-            self._handle(seal.opened(event))
+            self._handle(opened)
 
-    async def _open_replies(self, seal: OpenerSeal, name: str) -> None:
+    def _opened(self, event: StreamEvent) -> StreamEvent | None:
+        """Open and decode an event; None where a thread has to."""
+        sealed = self._seal is not None
+        if type(event) is ReplyArrived:
+            if event.size > SMALL if sealed else isinstance(event.value, (Decoding, Undecoded)):
+                return None
+        elif type(event) is Ended and len(event.result) > DECODED_AT_ONCE:
+            return None
+        try:
+            if self._seal is not None:
+                event = self._seal.opened(event)
+            return self._decoded(event, imports=False) if type(event) is Ended else event
+        except NotAtOnceError:
+            return None
+
+    async def _open_events(self, name: str) -> None:
         waiting = self._unopened[name]
         while waiting:
             event = waiting.popleft()
-            self._handle(await seal.open(event) if type(event) is ReplyArrived else seal.opened(event))
+            opened = self._opened(event)
+            self._handle(await self._opened_aside(event) if opened is None else opened)
         del self._unopened[name]
+
+    async def _opened_aside(self, event: StreamEvent) -> StreamEvent:
+        aside = self._host.aside
+        if self._seal is not None:
+            event = await self._seal.open(event) if type(event) is ReplyArrived else self._seal.opened(event)
+        if type(event) is Ended:
+            return await aside(partial(self._decoded, event, imports=True))
+        if type(event) is ReplyArrived and self._seal is None:
+            event.value = await aside(finished, event.value)
+        return event
+
+    def _decoded(self, event: Ended, *, imports: bool) -> Ended:
+        """Decode what came with the end of a site."""
+        rc, reason, result = event.rc, event.reason, None
+        if event.result:
+            try:
+                result = self._host.codec.decode_value(event.result, imports=imports)
+            except CodecError as exc:
+                rc, reason = ReturnCode.EXECUTION_RESULT_ERROR, f"end_result cannot be decoded: {exc}"
+        return Ended(event.leg, rc, reason, result)
 
     def _handle(self, event: StreamEvent) -> None:
         if type(event) is ReplyArrived:
@@ -519,17 +562,11 @@ class OutgoingStream:
     def _on_ended(self, event: Ended) -> None:
         name = event.leg.site
         self._legs.pop(name, None)
-        result: Any = None
         rc, reason = event.rc, event.reason
-        if event.result:
-            try:
-                result = self._host.codec.decode_value(event.result)
-            except CodecError as exc:
-                rc, reason = ReturnCode.EXECUTION_RESULT_ERROR, f"end_result cannot be decoded: {exc}"
         by_itself = rc == ReturnCode.OK and not (self._ending or self._aborted)
         outcome = Outcome.NOT_SENT if by_itself else Outcome.ABORTED
         self._leave(name, Standing.FINISHED, ReturnCode.OK, outcome)
-        self.gathering.end(name, rc, result, reason)
+        self.gathering.end(name, rc, event.result, reason)
         self._acknowledged(name)
 
     def _acknowledged(self, name: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
@@ -16,6 +18,8 @@ import msgspec
 
 from .codec import Codec, Encoded
 from .codec.ciphertext import SMALL, Ciphertext
+from .codec.codec import finished
+from .codec.faults import NotAtOnceError
 from .errors import CodecError, SealError, SecurityError
 from .protocol import bodies
 from .protocol.events import (
@@ -29,6 +33,7 @@ from .protocol.events import (
     StreamEvent,
 )
 from .protocol.frames import FrameType
+from .protocol.inbound import DECODED_AT_ONCE
 from .security.sealed.chunks import Opening, Place
 from .security.sealed.messages import PreKey
 from .security.sealed.prekeys import CHALLENGE, KeyRing, Member, check_prekey
@@ -129,43 +134,49 @@ class Words:
 
 
 class _Unsealing:
-    """One sealed object on its way to the object that is in it, in steps of which two may be long."""
+    """One sealed object on its way to the object that is in it: at once, or in steps of which two may be long."""
 
-    __slots__ = ("_codec", "_decoding", "_envelope", "_opening", "_value")
+    __slots__ = ("_codec", "_decoding", "_envelope", "_opening")
 
     def __init__(self, codec: Codec, opening: Opening) -> None:
         self._codec = codec
         self._opening = opening
-        self._value: Shareable | CodecError | None = None
+
+    def at_once(self) -> Shareable | CodecError:
+        """Open and decode all of it.
+
+        Raises:
+            NotAtOnceError: it takes long to decode.
+        """
+        self.head()
+        if len(self._envelope) > DECODED_AT_ONCE:
+            raise NotAtOnceError
+        sizes = self._opening.sizes
+        try:
+            if not sizes:
+                return self._codec.decode(self._envelope, imports=False)
+            decoding = self._codec.begin(self._envelope, sizes, imports=False)
+        except CodecError as exc:
+            return exc
+        self._opening.into(decoding.destinations)
+        return finished(decoding)
 
     def head(self) -> None:
         """Open the head: long where the first span is."""
         self._envelope = self._opening.head()
 
-    def prepare(self) -> bool:
-        """Make room for what the head describes; return whether there is more to be opened."""
-        sizes = self._opening.sizes
+    def prepare(self) -> CodecError | None:
+        """Make room for what the head describes; return why there is none."""
         try:
-            if sizes:
-                self._decoding = self._codec.begin(self._envelope, sizes)
-                return True
-            self._value = self._codec.decode(self._envelope)
+            self._decoding = self._codec.land(self._envelope, self._opening.sizes)
         except CodecError as exc:
-            self._value = exc
-        return False
-
-    def body(self) -> None:
-        """Open the rest: long where the object is large."""
-        self._opening.into(self._decoding.destinations)
+            return exc
+        return None
 
     def finish(self) -> Shareable | CodecError:
-        """Return the object, or what its types met."""
-        if self._value is None:
-            try:
-                return self._decoding.finish()
-            except CodecError as exc:
-                return exc
-        return self._value
+        """Open the rest and decode the object: long where that is large."""
+        self._opening.into(self._decoding.destinations)
+        return finished(self._decoding)
 
 
 class Workshop:
@@ -201,8 +212,8 @@ class Workshop:
         size = session.size_of(encoded.envelope, encoded.sizes)
         return _as_encoded(_seal(session, place, encoded, memoryview(bytearray(size))))
 
-    async def open(self, opening: Opening, size: int) -> Shareable | CodecError:
-        """Open an object of *size* bytes.
+    async def open(self, begin: Callable[[], Opening], size: int) -> Shareable | CodecError:
+        """Open an object of *size* bytes, whose opening *begin* begins.
 
         Returns:
             It, or what its types met.
@@ -211,20 +222,20 @@ class Workshop:
             SealError: it is not what its sender sealed.
         """
         if size <= SMALL:
-            return self.open_now(opening)
-        steps = _Unsealing(self._codec, opening)
+            with suppress(NotAtOnceError):
+                return self.open_now(begin())
+        steps = _Unsealing(self._codec, begin())
         await self.run(steps.head)
-        if steps.prepare():
-            await self.run(steps.body)
-        return steps.finish()
+        refusal = steps.prepare()
+        return refusal if refusal is not None else await self.run(steps.finish)
 
     def open_now(self, opening: Opening) -> Shareable | CodecError:
-        """Open a small object; as :meth:`open`."""
-        steps = _Unsealing(self._codec, opening)
-        steps.head()
-        if steps.prepare():
-            steps.body()
-        return steps.finish()
+        """Open a small object; as :meth:`open`.
+
+        Raises:
+            NotAtOnceError: it takes long to decode.
+        """
+        return _Unsealing(self._codec, opening).at_once()
 
 
 class _Session(Protocol):
@@ -279,12 +290,16 @@ class OpenerSeal:
     async def open(self, event: ReplyArrived) -> StreamEvent:
         """Open a reply, on a thread where it is large; return what the stream is to hear."""
         try:
-            return _with_value(event, await self._workshop.open(self._opening(event), event.value.size))
+            return _with_value(event, await self._workshop.open(partial(self._opening, event), event.value.size))
         except SealError as exc:
             return Lost(event.leg, f"reply {event.seq} is not that of {event.leg.site}: {exc}")
 
     def opened(self, event: StreamEvent) -> StreamEvent:
-        """Open an event of one of the stream's legs; what is not the site's word counts as its loss."""
+        """Open an event of one of the stream's legs; what is not the site's word counts as its loss.
+
+        Raises:
+            NotAtOnceError: a reply takes long to decode.
+        """
         try:
             return self._opened(event)
         except SealError as exc:
@@ -339,8 +354,9 @@ class SiteSeal:
 
     async def open(self, seq: int, sealed: Ciphertext, *, final: bool) -> Shareable | CodecError:
         """Open an object; as ``Workshop.open``."""
-        opening = self._session.open_object(Place(seq, 0, final), sealed.envelope, sealed.buffers)
-        return await self._workshop.open(opening, sealed.size)
+        place = Place(seq, 0, final)
+        begin = partial(self._session.open_object, place, sealed.envelope, sealed.buffers)
+        return await self._workshop.open(begin, sealed.size)
 
     def check(self, event: StreamEvent) -> StreamEvent:
         """Check what the opener is said to have said; what is not its word counts as its loss."""

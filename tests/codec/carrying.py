@@ -40,7 +40,12 @@ def carry(value: Mapping[str, Any], codec: Codec = CODEC) -> Shareable:
         assert len(view) > 0
     assert encoded.sizes == tuple(len(view) for view in encoded.buffers)
     assert encoded.total == sum(encoded.sizes)
-    return receive(encoded, codec)
+    received = receive(encoded, codec)
+    landed = codec.land(encoded.envelope, encoded.sizes)
+    for destination, source in zip(landed.destinations, encoded.buffers, strict=True):
+        destination[:] = source
+    assert codec.encode(landed.finish()).envelope == codec.encode(received).envelope
+    return received
 
 
 def carry_one(value: Any, codec: Codec = CODEC) -> Any:

@@ -460,3 +460,20 @@ def test_one_codec_object_serves_all() -> None:
     assert isinstance(first, Encoded)
     assert receive(second) == Shareable({"b": [bytearray(6000)]})
     assert receive(first) == Shareable({"a": [bytes(5000)]})
+
+
+@pytest.mark.parametrize(
+    ("value", "slow"),
+    [
+        ("x" * 70_000, True),
+        (bytes(70_000), False),
+        (bytearray(70_000), False),
+        (np.zeros(2_000_000, np.uint8), False),
+        (np.zeros(70_000, bool), False),
+        (np.zeros(2_000_000, bool), True),
+        (np.zeros(300_000, "<U1"), True),
+    ],
+)
+def test_what_has_to_be_looked_through_once_it_is_there_is_slow(value: Any, slow: bool) -> None:
+    encoded = CODEC.encode({"a": value})
+    assert CODEC.begin(encoded.envelope, encoded.sizes).slow is slow

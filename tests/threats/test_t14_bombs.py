@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from fanstream.errors import CodecError, RemoteProtocolError
+from fanstream.protocol.events import ObjectArrived
 from fanstream.protocol.frames import PAYLOAD, PAYLOAD_SIZE, pack
+from fanstream.protocol.inbound import DECODED_AT_ONCE
 from tests.codec.carrying import raw
 from tests.federation import (
     hubs,
@@ -183,11 +185,22 @@ def test_each_limit_at_its_edge(limit: str, extra: int) -> None:
         CODEC.begin(envelope, ())
 
 
+@pytest.mark.parametrize("name", [name for name, bomb in BOMBS.items() if len(bomb) > DECODED_AT_ONCE])
+def test_a_large_bomb_is_not_touched_where_it_arrives_and_spoils_its_object(name: str) -> None:
+    pair = _, right = linked()
+    stream(pair)
+    right.feed(pack(T.OBJECT, 1, body=PAYLOAD.pack(0, 0, 0, 0) + BOMBS[name][:SIZE]))
+    arrived = right.take(ObjectArrived)
+    assert arrived.value.slow
+    with pytest.raises(CodecError):
+        arrived.value.finish()
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_ends_its_link_and_leaves_nothing(name: str) -> None:
     pair = _, right = linked()
     stream(pair)
     with pytest.raises(RemoteProtocolError, match="object 0 from server: "):
-        right.feed(pack(T.OBJECT, 1, body=PAYLOAD.pack(0, 0, 0, 0) + BOMBS[name][:SIZE]))
+        right.feed(pack(T.OBJECT, 1, body=PAYLOAD.pack(0, 0, 0, 0) + BOMBS[name][:DECODED_AT_ONCE]))
     right.core.lost("offence")
     assert (right.shared.budget.used, right.core.legs) == (0, {})

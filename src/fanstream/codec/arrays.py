@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from functools import lru_cache
@@ -29,6 +30,7 @@ _DTYPE: Final = re.compile(
 )
 _MOST_DIMENSIONS: Final = 64  # NumPy 2's own limit
 _LAST_CODE_POINT: Final = 0x10FFFF
+_CHECKED_SOON: Final = 1 << 20  # bytes, which numpy looks through in less than 0.2 ms
 
 
 @lru_cache(maxsize=256)
@@ -197,9 +199,18 @@ class ArrayBlock(Block):
             self._array = array = np.empty(self._shape, self._dtype, self._order)
             return byte_view(array)
         block = self._memory.take(size)
-        # Not np.ndarray(buffer=block): its base would be what the view is of, and the block free before its time.
-        self._array = np.frombuffer(block, self._dtype).reshape(self._shape, order=self._order)
+        self.adopt(block)
         return block
+
+    def adopt(self, memory: memoryview) -> None:
+        """Make the array of the memory."""
+        # Not np.ndarray(buffer=memory): its base would be what the view is of, and a block free before its time.
+        self._array = np.frombuffer(memory, self._dtype).reshape(self._shape, order=self._order)
+
+    @property
+    def quick(self) -> float:  # type: ignore[override]  # of this dtype
+        """Bytes up to which it takes no time to check the array; most dtypes have nothing to check."""
+        return _CHECKED_SOON if self._dtype.kind in "bU" else math.inf
 
     def value(self) -> Array:
         """Return the array."""

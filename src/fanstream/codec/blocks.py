@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from .faults import Fault
 
+_PIECE: Final = 1 << 20  # bytes; copying so much takes less than a millisecond
+
 
 class Block(ABC):
     """One buffer of an object being received.
 
-    Making a block allocates nothing: :meth:`allocate` is called once everything that was announced has been checked.
+    Making a block allocates nothing: :meth:`allocate` is called once everything that was announced has been checked;
+    or :meth:`adopt`, where the buffer was received before anything was known of it.
+
+    Attributes:
+        quick: bytes up to which :meth:`value` takes no time that counts.
     """
 
     __slots__ = ()
+    quick: float = math.inf
 
     @abstractmethod
     def allocate(self) -> memoryview:
         """Allocate the memory and return it: writable, one-dimensional, format ``"B"``. It keeps the memory alive."""
+
+    @abstractmethod
+    def adopt(self, memory: memoryview) -> None:
+        """Take memory that is filled already, whose size the block was made for; it belongs to the block."""
 
     @abstractmethod
     def value(self) -> Any:
@@ -51,6 +63,12 @@ class BytesBlock(Block):
         raw._memory = memory  # type: ignore[attr-defined]  # ctypes lets its arrays have attributes
         return memoryview(raw).cast("B")
 
+    def adopt(self, memory: memoryview) -> None:
+        """Copy the memory, since that of a ``bytes`` is its own; in pieces, so that other threads run in between."""
+        view = self.allocate()
+        for start in range(0, len(memory), _PIECE):
+            view[start : start + _PIECE] = memory[start : start + _PIECE]
+
     def value(self) -> Any:
         """Return the object itself; a copy on interpreters other than CPython."""
         memory = self._memory
@@ -61,6 +79,7 @@ class TextBlock(BytesBlock):
     """A ``str`` whose UTF-8 is *size* bytes."""
 
     __slots__ = ()
+    quick = 64 * 1024
 
     def value(self) -> Any:
         """Return the text; Python keeps texts in a form of its own, so this is a copy."""
@@ -84,6 +103,10 @@ class ByteArrayBlock(Block):
         # Python has no bytearray that is not filled with zeros first; a sender in a hurry sends bytes or an array.
         self._memory = bytearray(self._size)
         return memoryview(self._memory)
+
+    def adopt(self, memory: memoryview) -> None:
+        """Copy the memory, unless it is that of a bytearray."""
+        self._memory = memory.obj if isinstance(memory.obj, bytearray) else bytearray(memory)
 
     def value(self) -> bytearray:
         """Return the object itself."""

@@ -39,10 +39,12 @@ class Landing(msgspec.Struct, eq=False):
 
     Attributes:
         destinations: where its ciphertext belongs.
+        slow: False; what is in it may take long, for whoever has the keys.
     """
 
     envelope: bytes
-    destinations: tuple[memoryview, ...]
+    destinations: tuple[memoryview, ...] = ()
+    slow: bool = False
 
     def finish(self) -> Ciphertext:
         """Return it, once every destination has been filled."""
@@ -62,11 +64,11 @@ class Carrier:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    def decode(self, envelope: bytes | memoryview) -> Ciphertext:
+    def decode(self, envelope: bytes | memoryview, *, imports: bool = False) -> Ciphertext:
         """Take an object that has no buffers."""
         return Ciphertext(bytes(envelope))
 
-    def begin(self, envelope: bytes | memoryview, sizes: Sequence[int]) -> Landing:
+    def begin(self, envelope: bytes | memoryview, sizes: Sequence[int], *, imports: bool = False) -> Landing:
         """Allocate what an object is to be received into.
 
         Raises:
@@ -78,3 +80,7 @@ class Carrier:
             return Landing(bytes(envelope), (self._memory.take(sizes[0]),))
         except MemoryError as exc:
             raise CodecError(f"no memory for a sealed object of {sizes[0]} bytes") from exc
+
+    def land(self, envelope: bytes | memoryview, sizes: Sequence[int] = ()) -> Landing:
+        """Take an object, with buffers or without; raises as :meth:`begin` does."""
+        return self.begin(envelope, sizes) if sizes else Landing(bytes(envelope))

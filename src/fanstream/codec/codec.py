@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -13,8 +13,8 @@ from . import tags
 from .ciphertext import Carrier
 from .decode import Reader, make_shareable
 from .encode import FREE_BUDGET, Writer
-from .faults import Fault
-from .memory import Memory
+from .faults import REFUSALS, Fault, refuse
+from .memory import SMALLEST, Memory
 from .scan import count_nodes
 from .types import TypeRegistry, default_types
 
@@ -66,9 +66,11 @@ class Decoding(msgspec.Struct, eq=False):
     Attributes:
         destinations: where the object's buffers belong, in order: writable, one-dimensional, format ``"B"``, one for
             each size that was announced. Let go of them before the object is handed on: they are views of its memory.
+        slow: ``finish`` may take long, so a worker thread is to call it.
     """
 
     destinations: tuple[memoryview, ...] = ()
+    slow: bool = False
     _value: Shareable | None = None
     _tree: tuple[Reader, Any, Any] | None = None
 
@@ -97,13 +99,47 @@ class Decoding(msgspec.Struct, eq=False):
         reader.live = True
         try:
             value = reader.object(headers, data)
-        except _REFUSALS as exc:
-            _refuse(exc, "decoded")
+        except REFUSALS as exc:
+            refuse(exc, "decoded")
         assert value is not None, "no value from a walk with all buffers"
         return value
 
     def __repr__(self) -> str:
         return f"<Decoding destinations={len(self.destinations)}>"
+
+
+class Undecoded(msgspec.Struct, eq=False):
+    """One object that is being received, and is decoded once it is whole, by a worker thread; see ``Codec.land``.
+
+    Attributes:
+        destinations: as those of a ``Decoding``.
+        slow: as that of a ``Decoding``.
+    """
+
+    destinations: tuple[memoryview, ...]
+    _envelope: bytes
+    _codec: Codec
+    slow: bool = True
+
+    def finish(self) -> Shareable:
+        """Make the object; buffers that become arrays are not copied.
+
+        Raises:
+            UnknownTypeError, CodecError: as from ``Codec.begin`` and ``Decoding.finish``.
+        """
+        buffers, self.destinations = self.destinations, ()
+        return self._codec.decode_landed(self._envelope, buffers)
+
+    def __repr__(self) -> str:
+        return f"<Undecoded envelope={len(self._envelope)} destinations={len(self.destinations)}>"
+
+
+def finished(decoding: Decoding | Undecoded) -> Shareable | CodecError:
+    """Finish an object, in a worker thread where it is slow; return it, or what its types met."""
+    try:
+        return decoding.finish()
+    except CodecError as exc:
+        return exc
 
 
 class Codec:
@@ -189,36 +225,41 @@ class Codec:
             result = _encode(writer.node(value, 0))
             if len(result) > room:
                 raise Fault(f"{len(result)} bytes when encoded, limit {room}")
-        except _REFUSALS as exc:
-            _refuse(exc, "encoded", name)
+        except REFUSALS as exc:
+            refuse(exc, "encoded", name)
         return result
 
-    def decode_value(self, data: bytes | memoryview, *, limit: int | None = None, name: str = "value") -> Any:
+    def decode_value(
+        self, data: bytes | memoryview, *, limit: int | None = None, name: str = "value", imports: bool = True
+    ) -> Any:
         """Decode what :meth:`encode_value` made.
 
         Args:
             data: the bytes; nothing of them is kept.
             limit: the most bytes it may have; None means ``limits.envelope``.
             name: what the value is to the caller; error messages begin with it.
+            imports: as in :meth:`begin`.
 
         Raises:
             UnknownTypeError: it holds a value of a type that is not in the registry here.
             CodecError: it violates the format or a limit.
+            NotAtOnceError: as from :meth:`begin`.
         """
         try:
             tree = self._tree(data, self._limits.envelope if limit is None else limit)
-            return Reader(self._types, self._limits.depth, self.memory).node(tree, 0)
-        except _REFUSALS as exc:
-            _refuse(exc, "decoded", name)
+            return Reader(self._types, self._limits.depth, self.memory, imports=imports).node(tree, 0)
+        except REFUSALS as exc:
+            refuse(exc, "decoded", name)
 
-    def decode(self, envelope: bytes | memoryview) -> Shareable:
+    def decode(self, envelope: bytes | memoryview, *, imports: bool = True) -> Shareable:
         """Decode an object that has no buffers.
 
         Args:
             envelope: as in :class:`Encoded`; nothing of it is kept.
+            imports: as in :meth:`begin`.
 
         Raises:
-            UnknownTypeError, CodecError: as in :meth:`begin`.
+            UnknownTypeError, CodecError, NotAtOnceError: as in :meth:`begin`.
         """
         raw = bytes(envelope)
         if raw == _PLAIN_OK:  # most replies
@@ -235,25 +276,68 @@ class Codec:
                 if _encode(parts) != raw:
                     raise Fault(_NOT_SHORTEST)
                 return make_shareable(headers, data)
-            except _REFUSALS as exc:
-                _refuse(exc, "decoded")
-        return self.begin(raw, ()).finish()
+            except REFUSALS as exc:
+                refuse(exc, "decoded")
+        return self.begin(raw, (), imports=imports).finish()
 
-    def begin(self, envelope: bytes | memoryview, sizes: Sequence[int]) -> Decoding:
+    def begin(self, envelope: bytes | memoryview, sizes: Sequence[int], *, imports: bool = True) -> Decoding:
         """Check what was announced, and allocate the memory that it is to be received into.
 
         Args:
             envelope: as in :class:`Encoded`; nothing of it is kept.
             sizes: the bytes of each buffer that will follow.
+            imports: whether numpy, torch or pyarrow may be imported for it, which takes long.
 
         Raises:
             UnknownTypeError: the object holds a value of a type that is not in the registry here.
             CodecError: the envelope violates the format or a limit, or does not fit the sizes. Nothing was allocated.
+            NotAtOnceError: *imports* is not set, and the object needs one of them that is not loaded.
         """
         try:
-            return self._begin_tree(envelope, sizes)
-        except _REFUSALS as exc:
-            _refuse(exc, "decoded")
+            reader, headers, data, value = self._read(envelope, sizes, imports)
+            if not sizes:
+                assert value is not None, "no value from a walk with all buffers"
+                return Decoding((), False, value)
+            try:
+                destinations = tuple([block.allocate() for block in reader.blocks])
+            except MemoryError as exc:
+                raise Fault(f"no memory for an object of {sum(sizes)} bytes") from exc
+        except REFUSALS as exc:
+            refuse(exc, "decoded")
+        return Decoding(destinations, reader.slow, None, (reader, headers, data))
+
+    def land(self, envelope: bytes | memoryview, sizes: Sequence[int] = ()) -> Undecoded:
+        """Receive an object as it is: its envelope is long, or needs a library that is not loaded.
+
+        Args:
+            envelope: as in :class:`Encoded`; not looked at before the object is finished.
+            sizes: the bytes of each buffer that will follow; checked by the caller.
+
+        Raises:
+            CodecError: there is no memory for it.
+        """
+        take = self.memory.take
+        try:
+            destinations = [take(size) if size >= SMALLEST else memoryview(bytearray(size)) for size in sizes]
+        except MemoryError as exc:
+            raise CodecError(f"no memory for an object of {sum(sizes)} bytes") from exc
+        return Undecoded(tuple(destinations), bytes(envelope), self)
+
+    def decode_landed(self, envelope: bytes | memoryview, buffers: Sequence[memoryview]) -> Shareable:
+        """Decode an object whose buffers are there; in any thread, and importing what it needs.
+
+        Raises:
+            UnknownTypeError, CodecError: as in :meth:`begin`, and as from ``Decoding.finish``.
+        """
+        try:
+            reader, headers, data, value = self._read(envelope, tuple(map(len, buffers)), imports=True)
+            if value is not None:
+                return value
+            for block, buffer in zip(reader.blocks, buffers, strict=True):
+                block.adopt(buffer)
+        except REFUSALS as exc:
+            refuse(exc, "decoded")
+        return Decoding((), True, None, (reader, headers, data)).finish()
 
     def _is_flat(self, values: dict[Any, Any]) -> bool:
         inline = self._inline
@@ -277,16 +361,20 @@ class Codec:
                 hint = "it holds all keys, descriptors and small values: send fewer of them in one object"
                 raise Fault(f"the envelope is {len(envelope)} bytes, limit {limits.envelope}; {hint}")
             writer.check_room(len(envelope))
-        except _REFUSALS as exc:
-            _refuse(exc, "encoded")
+        except REFUSALS as exc:
+            refuse(exc, "encoded")
         buffers = tuple(writer.buffers)
         return Encoded(envelope, buffers, tuple(map(len, buffers)), writer.total)
 
-    def _begin_tree(self, envelope: bytes | memoryview, sizes: Sequence[int]) -> Decoding:
+    def _read(
+        self, envelope: bytes | memoryview, sizes: Sequence[int], imports: bool
+    ) -> tuple[Reader, Any, Any, Shareable | None]:
+        """Check everything, in a first walk; without buffers that makes the value."""
         limits = self._limits
         sizes = _check_sizes(sizes, len(envelope), limits)
+        reader = Reader(self._types, limits.depth, self.memory, sizes, imports=imports)
         if not len(envelope) and not sizes:
-            return Decoding((), make_shareable({}, {}))
+            return reader, {}, {}, make_shareable({}, {})
         tree = self._tree(envelope, limits.envelope)
         if type(tree) is not list or len(tree) != 3 or type(tree[0]) is not int:
             raise Fault("malformed envelope: it is not a form, headers and data")
@@ -298,15 +386,8 @@ class Codec:
                 raise Fault(_NOT_FLAT)
         elif form != tags.TREE:
             raise Fault(f"malformed envelope: form {form} is not known to this version")
-        reader = Reader(self._types, limits.depth, self.memory, sizes)
         value = reader.object(headers, data)
-        if not sizes:
-            return Decoding((), value)
-        try:
-            destinations = tuple([block.allocate() for block in reader.blocks])
-        except MemoryError as exc:
-            raise Fault(f"no memory for an object of {sum(sizes)} bytes") from exc
-        return Decoding(destinations, None, (reader, headers, data))
+        return reader, headers, data, None if sizes else value
 
     def _tree(self, data: bytes | memoryview, limit: int) -> Any:
         """Decode msgpack, refusing what is too much before anything is built of it."""
@@ -325,32 +406,6 @@ class Codec:
 
 _NOT_FLAT: Final = "malformed envelope: the flat form holds a value that is not flat"
 _NOT_SHORTEST: Final = "malformed envelope: a map has equal keys, or something is not in its shortest form"
-
-# Everything that msgspec and Python's own types raise at bad input. An application's encoders and decoders are not
-# among the callers: what they raise has become a Fault already.
-_REFUSALS: Final = (
-    Fault,
-    ValueError,  # msgspec.DecodeError and UnicodeError among others
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,  # RecursionError, and a dict that another thread changes
-    MemoryError,
-    BufferError,
-)
-
-
-def _refuse(exc: BaseException, verb: str, root: str = "") -> NoReturn:
-    """Raise what was caught as a CodecError."""
-    if isinstance(exc, Fault):
-        raise exc.error(root) from exc.__cause__
-    what = f"{root}: " if root else ""
-    if isinstance(exc, RecursionError):
-        raise CodecError(f"{what}cannot be {verb}: containers nest too deep") from None
-    if verb == "decoded" and not isinstance(exc, msgspec.DecodeError):
-        # What Python says of a bad date repeats it, and what is decoded is not for this site's logs (threat T24).
-        raise CodecError(f"{what}cannot be decoded: {type(exc).__name__}") from None
-    raise CodecError(f"{what}cannot be {verb}: {type(exc).__name__}: {exc}") from exc
 
 
 def _check_sizes(sizes: Sequence[int], envelope: int, limits: Limits) -> tuple[int, ...]:

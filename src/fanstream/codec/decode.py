@@ -12,8 +12,9 @@ from typing import Any, Final
 from ..shareable import ReservedHeaderKey, Shareable
 from . import tags, times
 from .blocks import Block, ByteArrayBlock, BytesBlock, TextBlock
-from .faults import Fault, key_step, name_step
+from .faults import Fault, NotAtOnceError, key_step, name_step
 from .hashes import check_spread
+from .libraries import is_loaded
 from .memory import Memory
 from .types import TypeRegistry
 
@@ -31,12 +32,21 @@ class Reader:
         depth_limit: how deep containers may nest.
         memory: what large arrays are received into.
         sizes: bytes of each buffer, in order.
+        imports: whether a library may be imported.
+
+    Attributes:
+        blocks: of the buffers, in order.
+        live: whether the buffers are there.
+        slow: whether it may take long to make the values of them.
     """
 
-    __slots__ = ("_depth_limit", "_sizes", "_taken", "_types", "blocks", "live", "memory")
+    __slots__ = ("_depth_limit", "_imports", "_sizes", "_taken", "_types", "blocks", "live", "memory", "slow")
 
-    def __init__(self, types: TypeRegistry, depth_limit: int, memory: Memory, sizes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, types: TypeRegistry, depth_limit: int, memory: Memory, sizes: Sequence[int] = (), *, imports: bool = True
+    ) -> None:
         self._types = types
+        self._imports = imports
         self.memory = memory
         self._depth_limit = depth_limit
         self._sizes = sizes
@@ -44,6 +54,7 @@ class Reader:
         self.blocks: list[Block] = []
         # Without buffers the first walk is the only one.
         self.live = not sizes
+        self.slow = False
 
     def object(self, headers: Any, data: Any) -> Shareable | None:
         """Turn the nodes of a whole object back into a Shareable; None while the buffers are still to come.
@@ -68,7 +79,7 @@ class Reader:
             return self._dict(node, depth, key_step)
         if kind is not list or not node or type(node[0]) is not int:
             raise Fault("malformed envelope: neither a plain value nor a map nor a tagged array")
-        handler = _HANDLERS.get(node[0]) or _foreign(node[0])
+        handler = _HANDLERS.get(node[0]) or _foreign(node[0], self._imports)
         try:
             return handler(self, node, depth)
         except (ValueError, TypeError, OverflowError) as exc:
@@ -108,7 +119,10 @@ class Reader:
         self._taken = index + 1
         if self.live:
             return self.blocks[index].value()
-        self.blocks.append(make(announced))
+        block = make(announced)
+        self.blocks.append(block)
+        if announced > block.quick:
+            self.slow = True
         return None
 
     def only(self, node: list[Any], depth: int) -> Any:
@@ -351,13 +365,16 @@ _HANDLERS: Final[dict[int, Handler]] = {
 }
 
 
-def _foreign(tag: int) -> Handler:
+def _foreign(tag: int, imports: bool) -> Handler:
     """Import what reads a tag of numpy, torch or pyarrow.
 
     Raises:
         Fault: the library is not installed, or nothing has such a tag.
+        NotAtOnceError: it is not loaded, and *imports* is not set.
     """
-    library = "numpy"
+    library = "torch" if tag == tags.TENSOR else "pyarrow" if tag == tags.TABLE else "numpy"
+    if not imports and tags.ARRAY <= tag <= tags.TABLE and not is_loaded(library):
+        raise NotAtOnceError(library)
     try:
         if tags.ARRAY <= tag <= tags.NUMPY_BYTES:
             from . import arrays
@@ -367,12 +384,10 @@ def _foreign(tag: int) -> Handler:
             _HANDLERS[tags.NUMPY_STR] = arrays.read_numpy_str
             _HANDLERS[tags.NUMPY_BYTES] = arrays.read_numpy_bytes
         elif tag == tags.TENSOR:
-            library = "torch"
             from . import tensors
 
             _HANDLERS[tags.TENSOR] = tensors.read_tensor
         elif tag == tags.TABLE:
-            library = "pyarrow"
             from . import tables
 
             _HANDLERS[tags.TABLE] = tables.read_table

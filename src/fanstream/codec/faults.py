@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, NoReturn
+
+import msgspec
 
 from ..errors import CodecError, UnknownTypeError
 
@@ -36,6 +38,37 @@ class Fault(Exception):  # noqa: N818  # not an error yet: error() makes one of 
         path = root + "".join(reversed(self.steps))
         text = f"{path}: {self.message}" if path else self.message
         return UnknownTypeError(text, path=path) if self.unknown else CodecError(text)
+
+
+class NotAtOnceError(Exception):
+    """Decoding would take long, as where a library has to be imported for it: a worker thread is to do it."""
+
+
+# Everything that msgspec and Python's own types raise at bad input. An application's encoders and decoders are not
+# among the callers: what they raise has become a Fault already.
+REFUSALS: Final = (
+    Fault,
+    ValueError,  # msgspec.DecodeError and UnicodeError among others
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,  # RecursionError, and a dict that another thread changes
+    MemoryError,
+    BufferError,
+)
+
+
+def refuse(exc: BaseException, verb: str, root: str = "") -> NoReturn:
+    """Raise what was caught as a CodecError."""
+    if isinstance(exc, Fault):
+        raise exc.error(root) from exc.__cause__
+    what = f"{root}: " if root else ""
+    if isinstance(exc, RecursionError):
+        raise CodecError(f"{what}cannot be {verb}: containers nest too deep") from None
+    if verb == "decoded" and not isinstance(exc, msgspec.DecodeError):
+        # What Python says of a bad date repeats it, and what is decoded is not for this site's logs (threat T24).
+        raise CodecError(f"{what}cannot be decoded: {type(exc).__name__}") from None
+    raise CodecError(f"{what}cannot be {verb}: {type(exc).__name__}: {exc}") from exc
 
 
 def key_step(key: Any) -> str:

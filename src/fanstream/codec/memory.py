@@ -7,10 +7,13 @@ reference to its array is gone, wherever that happens.
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections import OrderedDict, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+
+from .libraries import is_loaded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,9 +59,14 @@ class Memory:
         return bool(self._leases or self._idle)
 
     def take(self, size: int) -> memoryview:
-        """Return *size* bytes, writable, of any content; the block comes back once no view of them is left."""
+        """Return *size* bytes, writable, of any content; the block comes back once no view of them is left.
+
+        Before numpy was loaded for anything else, what is returned is used once.
+        """
         while self._back:
             self._store(*self._back.popleft())
+        if not is_loaded("numpy"):  # which is not imported here, for that takes long
+            return memoryview(mmap.mmap(-1, size))
         blocks = self._idle.get(size)
         if blocks:
             block = blocks.pop()

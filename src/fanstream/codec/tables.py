@@ -47,6 +47,7 @@ class TableBlock(Block):
     """A table that is received in place: its columns are views of the *size* bytes received."""
 
     __slots__ = ("_buffer", "_size")
+    quick = 64 * 1024
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -56,6 +57,10 @@ class TableBlock(Block):
         """Allocate the memory of the table's columns and view it."""
         self._buffer = pa.allocate_buffer(self._size)
         return memoryview(self._buffer).cast("B")
+
+    def adopt(self, memory: memoryview) -> None:
+        """Take the memory for that of the table's columns."""
+        self._buffer = pa.py_buffer(memory)
 
     def value(self) -> Any:
         """Parse the table, which keeps its columns where they were received."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ _DTYPES: Final = (
     "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
 )  # fmt: skip
 _BY_NAME: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in _DTYPES}
+_CHECKED_SOON: Final = 1 << 20  # bytes, which torch looks through in less than 1 ms
 _BY_DTYPE: Final = {dtype: name for name, dtype in _BY_NAME.items()}
 
 
@@ -62,7 +64,7 @@ def read_tensor(reader: Reader, node: list[Any], _depth: int) -> torch.Tensor | 
     if type(content) is not bytes or len(content) != size:
         raise Fault(f"malformed envelope: a tensor of {size} bytes with other content")
     block = TensorBlock(dtype, shape, size, reader.memory)
-    block.allocate()[:] = content
+    block.adopt(memoryview(bytearray(content)))  # of its own, so that the tensor is private
     return block.value()
 
 
@@ -89,8 +91,18 @@ class TensorBlock(Block):
             self._raw = torch.empty(self._size, dtype=torch.uint8)
             return memoryview(self._raw.numpy())
         block = self._memory.take(self._size)
-        self._raw = torch.frombuffer(block, dtype=torch.uint8)
+        self.adopt(block)
         return block
+
+    def adopt(self, memory: memoryview) -> None:
+        """Make the tensor of the memory."""
+        # torch refuses an empty buffer.
+        self._raw = torch.frombuffer(memory, dtype=torch.uint8) if self._size else torch.empty(0, dtype=torch.uint8)
+
+    @property
+    def quick(self) -> float:  # type: ignore[override]  # of this dtype
+        """Bytes up to which it takes no time to check the tensor; most dtypes have nothing to check."""
+        return _CHECKED_SOON if self._dtype is torch.bool else math.inf
 
     def value(self) -> torch.Tensor:
         """Return the tensor."""

@@ -50,7 +50,8 @@ class TypeRegistry:
             tag: the name of the type on the wire, the same at both sides; 1 to 64 printable ASCII characters.
             cls: the class; only values of exactly this class are meant, not of classes derived from it.
             encode: turns a value into one of types already known; arrays in it still travel out of band.
-            decode: turns that back into a value of *cls*. It is given what a peer sent: it must check it.
+            decode: turns that back into a value of *cls*. It is given what a peer sent: it must check it. Large objects
+                are decoded in worker threads, so it may be called in one.
 
         Raises:
             TypeError: *cls* is not a class, or *encode* or *decode* cannot be called.

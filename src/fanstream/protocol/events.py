@@ -187,11 +187,11 @@ class EndingBegun(StreamEvent):
 
 
 class Ended(StreamEvent):
-    """The stream has ended at a site, after all its replies; ``result`` is still encoded."""
+    """The stream has ended at a site, after all its replies; ``result`` is encoded until the stream has decoded it."""
 
     __slots__ = ("rc", "reason", "result")
 
-    def __init__(self, leg: OpenerLeg, rc: str, reason: str, result: bytes) -> None:
+    def __init__(self, leg: OpenerLeg, rc: str, reason: str, result: Any) -> None:
         self.leg = leg
         self.rc = rc
         self.reason = reason

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ..codec.faults import NotAtOnceError
 from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
 from .budget import Budget
 from .frames import PAYLOAD, PAYLOAD_SIZE, SMALL_OBJECT, Flag, FrameType, pack
@@ -17,18 +18,24 @@ if TYPE_CHECKING:
 
 
 class Decoding(Protocol):
-    """One object being received (``codec.Decoding``)."""
+    """One object being received (``codec.Decoding``, ``codec.codec.Undecoded``).
+
+    Where it is *slow*, it is delivered itself, and whoever gets it has a worker thread finish it.
+    """
 
     @property
     def destinations(self) -> Sequence[memoryview]: ...
+    @property
+    def slow(self) -> bool: ...
     def finish(self) -> Any: ...
 
 
 class Decoder(Protocol):
     """What turns envelopes into objects, and says where their buffers are to land (``codec.Codec``)."""
 
-    def decode(self, envelope: memoryview | bytes) -> Any: ...
-    def begin(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
+    def decode(self, envelope: memoryview | bytes, *, imports: bool) -> Any: ...
+    def begin(self, envelope: memoryview | bytes, sizes: Sequence[int], *, imports: bool) -> Decoding: ...
+    def land(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
 
 
 class Decoders(Decoder, Protocol):
@@ -39,6 +46,9 @@ class Decoders(Decoder, Protocol):
 
 
 _AHEAD: Final = int(Flag.AHEAD)
+
+DECODED_AT_ONCE: Final = 16 * 1024
+"""Bytes up to which an envelope is decoded on the event loop: in milliseconds, whatever they hold (threat T14)."""
 
 UNCHARGED: Final = 4 * 1024
 """Bytes up to which an object is not counted against the budget: the stream's backlog bounds those."""
@@ -183,7 +193,12 @@ class Inbound:
             if size > UNCHARGED:
                 self._charge(size)
             try:
-                value = self._decoder.decode(envelope)
+                if size <= DECODED_AT_ONCE:
+                    value = self._decoder.decode(envelope, imports=False)
+                else:
+                    value = self._take_as_it_is(envelope)
+            except NotAtOnceError:
+                value = self._take_as_it_is(envelope)
             except UnknownTypeError as exc:
                 value = exc  # both sides must register a type: the stream's matter, not the link's
             except CodecError as exc:
@@ -253,6 +268,11 @@ class Inbound:
             if self._budget.request(self, size):
                 self._let_in()
 
+    def _take_as_it_is(self, envelope: memoryview) -> Any:
+        """Take an object without buffers that is not decoded here."""
+        landed = self._decoder.land(envelope, ())
+        return landed if landed.slow else landed.finish()
+
     def _count_unasked(self, size: int) -> None:
         self.unasked += size + UNASKED_COST
         if self.unasked > self.standing + _FREE:
@@ -304,8 +324,14 @@ class Inbound:
         self._decode(arrival, envelope)
 
     def _decode(self, arrival: Arrival, envelope: memoryview | bytes) -> None:
+        decoder, sizes = self._decoder, arrival.sizes
         try:
-            arrival.decoding = self._decoder.begin(envelope, arrival.sizes)
+            if len(envelope) <= DECODED_AT_ONCE:
+                arrival.decoding = decoder.begin(envelope, sizes, imports=False)
+            else:
+                arrival.decoding = decoder.land(envelope, sizes)
+        except NotAtOnceError:
+            arrival.decoding = decoder.land(envelope, sizes)
         except UnknownTypeError as exc:
             arrival.value = exc  # both sides must register a type: the stream's matter, not the link's
         except CodecError as exc:
@@ -366,7 +392,7 @@ class Inbound:
         if decoding is None:
             return
         try:
-            arrival.value = decoding.finish()
+            arrival.value = decoding if decoding.slow else decoding.finish()
         except UnknownTypeError as exc:
             arrival.value = exc
         except CodecError as exc:
