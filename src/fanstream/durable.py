@@ -218,15 +218,17 @@ class DurableStream(OutgoingStream):
 
     def _take(self, event: StreamEvent) -> None:
         leg = event.leg
-        if type(event) is ReplyArrived:
-            if isinstance(event.value, Shareable) and _PEER_PROPS in event.value.headers:
-                self._news_of_sites = True
-        elif type(event) is Ended:
+        if type(event) is Ended:
             self._ends[leg.site] = leg.inbound.whole, event
         super().handle(event)
         if leg.over:
             self._over[leg.site] = leg
             self._news_of_sites = True
+
+    def _on_reply(self, event: ReplyArrived) -> None:
+        if isinstance(event.value, Shareable) and _PEER_PROPS in event.value.headers:
+            self._news_of_sites = True
+        super()._on_reply(event)
 
     def dispatch(self, obj: Shareable | Encoded, timeout: float, *, final: bool = False) -> Flight:
         """Encode an object once and send it to every active site that does not have it; as any stream's."""

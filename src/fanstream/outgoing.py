@@ -385,9 +385,9 @@ class OutgoingStream:
         if type(event) is ReplyArrived and type(event.value) is Shareable and not self._unopened:
             self._on_reply(event)
         else:
-            self._take(event)
+            self._take_in_turn(event)
 
-    def _take(self, event: StreamEvent) -> None:
+    def _take_in_turn(self, event: StreamEvent) -> None:
         """Take an event after those that came before it; one that takes long, once a thread has opened it."""
         name = event.leg.opening.targets[0]
         waiting = self._unopened.get(name)
