@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fanstream.codec import Codec
 from fanstream.options import Limits
@@ -20,6 +21,7 @@ from fanstream.protocol.frames import PAYLOAD, FrameType
 from fanstream.security.sealed import messages
 from fanstream.shareable import ReturnCode, Shareable, make_reply
 from fanstream.testing.frames import Frame, FrameCutter
+from tests.fuzz.security_targets import issued
 from tests.fuzz.targets import KINDS, broken
 from tests.protocol.linked import Side, opening, small_limits
 
@@ -147,8 +149,12 @@ def inputs() -> dict[str, list[bytes]]:
         "reader": [b"\x07" + frame.pack() * 2 for frame in short],
         "greeting": [b"\xff" + b"".join(way[:3])[:_MOST] for way in (up, down)],
         "link": [b"".join(frame.pack() for frame in frames[0][1:])[:_MOST], *(frame.pack() for frame in short)],
-        "receiver": [_records(stream) for stream in _streams(frames[0])] + [_records(pieces)],
-        "opener": [_records(stream) for stream in _streams(frames[1])] + [_records(replies)],
+        "receiver": [
+            resumes + _records(stream) for resumes in (b"\0", b"\xff") for stream in (*_streams(frames[0]), pieces)
+        ],
+        "opener": [
+            resumes + _records(stream) for resumes in (b"\0", b"\xff") for stream in (*_streams(frames[1]), replies)
+        ],
         "resumed": [
             b"\0" + _records(again()[0]),
             b"\xff" + _records(again()[1]),
@@ -165,7 +171,8 @@ def inputs() -> dict[str, list[bytes]]:
         ],
         "sealed": [bytes([number]) + body.encode() for number, body in enumerate(_sealed())],
         "hub": [
-            bytes([mask]) + _records([frame for pair in zip(*streams, strict=False) for frame in pair])
+            bytes([resumes, mask]) + _records([frame for pair in zip(*streams, strict=False) for frame in pair])
+            for resumes in (0, 0xFF)
             for mask in (0b10101010, 0)
             for streams in zip(_streams(frames[0]), _streams(frames[1]), strict=False)
         ],
@@ -183,6 +190,37 @@ def inputs() -> dict[str, list[bytes]]:
         ]
         + [b"\0" + Codec().encode(value).envelope for value in OBJECTS],
         "table": list(_tables()),
+        **_security(),
+    }
+
+
+def _security() -> dict[str, list[bytes]]:
+    """Return the inputs of what reads certificates and files of others; keys are new ones each time."""
+    root, sites, revoked = issued()
+    issuer = root.certificate.public_bytes(Encoding.DER)
+    shown = [site.certificate.public_bytes(Encoding.DER) for site in sites]
+    kit = (
+        b'federation = "hospitals"\nname = "site-1"\nrole = "site"\nconnect = ["tls://h:1?name=server"]\n'
+        b"[engine]\nsilence = 20\n[engine.limits]\nframe = 4096\n"
+    )
+    broken_key = b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA==\n-----END PRIVATE KEY-----\n"
+    files = (kit, sites[0].certificate_pem, broken_key, root.certificate_pem, revoked)
+    deep = b"a = " + b"[" * 3000
+    plan = (
+        b'federation = "hospitals"\n[[hubs]]\nname = "server"\nhost = "h"\nport = 1\nbind = "::1"\n'
+        b'[[sites]]\nname = "site-1"\nhubs = ["server"]\n[certificates]\nkey = "ed25519"\ndays = 30\n'
+    )
+    policy = (
+        b'[groups]\ntrainers = ["site-1", "site-2"]\n[[streams]]\nname = "out"\neffect = "allow"\nfrom = "role:hub"\n'
+        b'to = "group:trainers"\nchannel = "models"\ntopic = ["weights", "update"]\n[[registrations]]\nname = "in"\n'
+        b'effect = "deny"\nsite = "*"\nchannel = "models"\ntopic = "*"\n'
+    )
+    return {
+        "certificate": [len(one).to_bytes(2, "big") + one + issuer for one in (*shown, issuer)],
+        "roots": [root.certificate_pem + b"\0" + revoked, root.certificate_pem * 2 + b"\0" + revoked * 2],
+        "kit": [bytes([number]) + data for number, data in enumerate(files)] + [b"\0" + deep],
+        "plan": [plan, deep],
+        "policy": [policy, deep],
     }
 
 

@@ -27,6 +27,7 @@ from fanstream.protocol.receiving import FrameReader
 from fanstream.security.sealed import messages
 from fanstream.shareable import ReturnCode
 from tests.codec.carrying import same
+from tests.fuzz import security_targets
 from tests.protocol.linked import Legs, Side, connect, encoded, here, opening, pump, welcome
 
 KIB: Final = 1024
@@ -174,11 +175,20 @@ def _frames(data: bytes, alias: int) -> Iterator[bytes]:
         yield HEADER.pack(len(body), kind, flags, 0, named, seq, 0, 0) + body
 
 
+def _opening(left: Side, data: bytes) -> tuple[bodies.Opening, bytes]:
+    """Take off the first byte, which says whether the stream is one that resumes."""
+    spoken = opening(backlog=4)
+    if data[:1] > b"\x7f":
+        spoken = msgspec.structs.replace(spoken, life=left.core.me.incarnation, resume=60_000)
+    return spoken, data[1:]
+
+
 def receiver(data: bytes) -> None:
     """The receiver's end of a stream: objects, chunks and control frames from its opener."""
     pair = _pair()
     left, right = pair
-    alias = left.core.open(opening(backlog=4), 0, b"").alias
+    spoken, data = _opening(left, data)
+    alias = left.core.open(spoken, 0, b"").alias
     pump(pair)
     leg = right.take(Opened).leg
     seen = 0
@@ -195,13 +205,16 @@ def receiver(data: bytes) -> None:
                     leg.reply(leg.answered, encoded(seq=leg.answered))
         if not goes_on or right.core.legs.get(leg.alias) is not leg:
             break
+    right.core.lost("the input ended")
+    leg.expire("over")
     _check_nothing_is_left(right)
 
 
 def opener(data: bytes) -> None:
     """The opener's end of a stream: replies, chunks and control frames from its site."""
     left, _right = _pair()
-    leg = left.core.open(opening(backlog=4), 0, b"")
+    spoken, data = _opening(left, data)
+    leg = left.core.open(spoken, 0, b"")
     for seq, payload in enumerate(_SENT):
         leg.send(seq, payload, 1000)
     left.output()  # which its site gets in time; what that says is the input
@@ -216,6 +229,8 @@ def opener(data: bytes) -> None:
         if not goes_on or left.core.legs.get(leg.alias) is not leg:
             break
     assert seen <= leg.sent
+    left.core.lost("the input ended")
+    leg.expire("over")
     _check_nothing_is_left(left)
 
 
@@ -292,7 +307,8 @@ def hub(data: bytes) -> None:
         links.append(connect(site, Side("hub", dialler=False, shared=shared, hub=True)))
     (server, near), (site, far) = links
     sides["site-1"] = far
-    alias = server.core.open(opening(backlog=4), 0, b"").alias
+    spoken, data = _opening(server, data)
+    alias = server.core.open(spoken, 0, b"").alias
     pump(*links)
     from_server, from_site = (list(_frames(data[1:], named)) for named in (alias, next(iter(far.core.legs))))
     for index in range(len(from_server)):
@@ -388,6 +404,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
         value,
         envelope,
         table,
+        *security_targets.TARGETS,
     )
     if target is not table or find_spec("pyarrow") is not None
 }

@@ -42,6 +42,7 @@ _POLICY: Final = ("security/test_policy.py",)
 _AUTHORIZATION: Final = ("security/test_authorization.py",)
 _AUDIT: Final = ("observe/test_audit.py",)
 _EVENTS: Final = ("observe/test_engine_events.py",)
+_FUZZ: Final = ("fuzz/test_fuzz.py",)
 _SIMULATION: Final = ("simulation/test_simulation.py",)
 
 MUTATIONS: Final[tuple[Mutation, ...]] = (
@@ -1390,9 +1391,9 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "incoming.py",
-        "        self._stop = (rc, reason)\n        self._queue.clear()\n",
-        "        self._stop = (rc, reason)\n",
-        "a site that has ended a stream itself consumes what it has of it",
+        'partial(self.stop, rc, "ended by the receiver")',
+        'partial(self.stop, ReturnCode.OK, "ended by the receiver")',
+        "a site that ends a stream with a code says that all is well",
         _SIMULATION,
     ),
     # --- durable streams ---
@@ -1500,5 +1501,20 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "            pass\n",
         "a site that is restarted forgets which life of an opener it has met",
         (*_DURABLE, *_JOURNAL),
+    ),
+    # --- what the fuzzers have to notice ---
+    Mutation(
+        "security/identity.py",
+        "        x509.InvalidVersion,\n",
+        "",
+        "a certificate of an unknown version is no certificate that is refused",
+        _FUZZ,
+    ),
+    Mutation(
+        "security/files.py",
+        "    except RecursionError as exc:\n",
+        "    except NotImplementedError as exc:\n",
+        "a file that is nested deeply is no file that is refused",
+        _FUZZ,
     ),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..errors import KitError
 
@@ -41,6 +42,27 @@ def read_checked(path: Path, *, secret: bool = False, again: str = "Copy the who
     if len(data) > _LARGEST:
         raise KitError(path, f"has more than {_LARGEST} bytes", again)
     return data
+
+
+def parse_toml(path: Path, data: bytes, *, fix: str = "Mend it, or copy it again") -> dict[str, Any]:
+    """Parse what a file holds.
+
+    Args:
+        path: the file.
+        data: its content.
+        fix: what to do where it cannot be parsed.
+
+    Raises:
+        KitError: it is no TOML in UTF-8, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as exc:
+        raise KitError(path, "is no text in UTF-8", fix) from exc
+    except RecursionError as exc:
+        raise KitError(path, "is nested too deeply", fix) from exc
+    except ValueError as exc:  # also what Python says of a number with thousands of digits
+        raise KitError(path, f"is no TOML: {exc}", fix) from exc
 
 
 def _check_access(path: Path, status: os.stat_result, *, secret: bool, again: str) -> None:

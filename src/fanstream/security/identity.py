@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -68,6 +70,20 @@ class Identity:
     root: str
 
 
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Let whatever ``cryptography`` raises of bytes that are no sound certificate, list or key be a ValueError."""
+    try:
+        yield
+    except (
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+        UnsupportedAlgorithm,
+    ) as exc:
+        raise ValueError(str(exc)) from exc
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """Return the SHA-256 of a certificate, in hex."""
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
@@ -85,10 +101,11 @@ def read_profile(certificate: x509.Certificate) -> tuple[str, str, Role]:
         IdentityError: it does not keep to the profile.
     """
     try:
-        return _read_profile(certificate)
+        with parsing():
+            return _read_profile(certificate)
     except x509.ExtensionNotFound as exc:
         raise _malformed(f"it has no {exc.oid._name}") from exc
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+    except ValueError as exc:
         raise _malformed(f"it cannot be read: {exc}") from exc
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,8 +28,8 @@ from ..arguments import check_site
 from ..errors import IdentityError, KitError
 from ..options import EngineSettings
 from .authority import PrivateKey
-from .files import read_checked
-from .identity import Identity, Role
+from .files import parse_toml, read_checked
+from .identity import Identity, Role, parsing
 from .member import KitMember
 from .tls import FederationContext, make_context
 from .trust import Trust
@@ -256,13 +255,9 @@ class Kit:
 
 
 def _read_settings(path: Path) -> KitSettings:
-    data = read_checked(path)
+    data = parse_toml(path, read_checked(path))
     try:
-        settings = KitSettings.model_validate(tomllib.loads(data.decode()))
-    except UnicodeDecodeError as exc:
-        raise KitError(path, "is no text in UTF-8", _AGAIN) from exc
-    except tomllib.TOMLDecodeError as exc:
-        raise KitError(path, f"is no TOML: {exc}", "Mend it, or copy it again") from exc
+        settings = KitSettings.model_validate(data)
     except ValidationError as exc:
         raise KitError(path, f"is refused: {first_fault(exc)}", "Mend it, or copy it again") from exc
     policy = settings.engine.policy
@@ -282,10 +277,11 @@ def first_fault(exc: ValidationError) -> str:
 def _read_certificate(path: Path) -> x509.Certificate:
     data = read_checked(path)
     try:
-        found = x509.load_pem_x509_certificates(data)
-        for certificate in found:
-            certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+        with parsing():
+            found = x509.load_pem_x509_certificates(data)
+            for certificate in found:
+                certificate.public_key()
+    except ValueError as exc:
         raise KitError(path, f"is no certificate in PEM: {exc}", _AGAIN) from exc
     if len(found) != 1:
         raise KitError(path, f"holds {len(found)} certificates, expected one", _AGAIN)

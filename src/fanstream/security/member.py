@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..errors import SealError
 from .authority import PrivateKey
-from .identity import Identity
+from .identity import Identity, parsing
 from .sealed.suites import sign_with
 from .trust import Trust
 
@@ -46,7 +46,8 @@ class KitMember:
         if len(chain) != 1:
             raise SealError(f"a chain of {len(chain)} certificates, expected 1")
         try:
-            certificate = x509.load_der_x509_certificate(chain[0])
+            with parsing():
+                certificate = x509.load_der_x509_certificate(chain[0])
         except ValueError as exc:
             raise SealError("a certificate cannot be read") from exc
         return self._trust().identify(certificate, now=now).name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import KitError
 from .authority import KeyKind
+from .files import parse_toml
 from .identity import Role
 from .kit import Name, first_fault
 
@@ -102,11 +102,9 @@ class Plan(_Frozen):
         """
         path = Path(path)
         try:
-            return cls.model_validate(tomllib.loads(path.read_text("utf-8")))
+            return cls.model_validate(parse_toml(path, path.read_bytes(), fix="Mend it"))
         except OSError as exc:
             raise KitError(path, f"cannot be read: {exc.strerror}", "Name the federation's TOML file") from exc
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-            raise KitError(path, f"is no TOML: {exc}", "Mend it") from exc
         except ValidationError as exc:
             raise KitError(path, f"is refused: {first_fault(exc)}", "Mend it") from exc
 

@@ -26,7 +26,6 @@ short while it is copied is refused, or allows less than the whole of it.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +45,7 @@ from pydantic import (
 
 from ..arguments import WILDCARD, check_address, check_site
 from ..errors import KitError
-from .files import read_checked
+from .files import parse_toml, read_checked
 from .identity import Role
 
 NO_RULE: Final = "no rule allows it"
@@ -284,13 +283,9 @@ class Policy(_Frozen):
                 where in it, and what to do.
         """
         path = Path(path).absolute()
-        data = read_checked(path, again="Copy the policy again")
+        data = parse_toml(path, read_checked(path, again="Copy the policy again"), fix=_MEND)
         try:
-            policy = cls.model_validate(tomllib.loads(data.decode()))
-        except UnicodeDecodeError as exc:
-            raise KitError(path, "is no text in UTF-8", _MEND) from exc
-        except tomllib.TOMLDecodeError as exc:
-            raise KitError(path, f"is no TOML: {exc}", _MEND) from exc
+            policy = cls.model_validate(data)
         except ValidationError as exc:
             raise KitError(path, f"is refused: {_first_fault(exc)}", _MEND) from exc
         if not (policy.streams or policy.registrations):

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from ..errors import KitError
 from .authority import Authority, Issued
 from .files import read_checked, write_whole
-from .identity import Role, read_profile
+from .identity import Role, parsing, read_profile
 from .kit import CERTIFICATE, KEY, REVOKED, ROOTS, SETTINGS, first_fault
 from .plan import Certificates, Hub, Plan, Site
 from .trust import Trust, read_roots
@@ -320,7 +320,8 @@ class Federation:
     def _load_root(self, certificate: x509.Certificate) -> Authority:
         path = self._key_path(self._authority, certificate)
         try:
-            key: Any = load_pem_private_key(read_checked(path, secret=True), None)
+            with parsing():
+                key: Any = load_pem_private_key(read_checked(path, secret=True), None)
         except (ValueError, TypeError) as exc:
             raise KitError(path, "is no private key in PEM", "Restore it from a backup") from exc
         if key.public_key() != certificate.public_key():

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..errors import IdentityError
-from .identity import Identity, Role
+from .identity import Identity, Role, parsing
 from .trust import Trust
 
 _LONGEST: Final = 64 * 1024  # bytes of a handshake (threat T1); an honest one has about 2,000
@@ -55,7 +55,9 @@ class FederationHandshake(ssl.SSLObject):
         shown = self.getpeercert(binary_form=True)
         assert shown is not None, "verified without a certificate"
         try:
-            self.identity = context.judge(x509.load_der_x509_certificate(shown), self.expected)
+            with parsing():
+                certificate = x509.load_der_x509_certificate(shown)
+            self.identity = context.judge(certificate, self.expected)
         except IdentityError as exc:
             _refuse(exc)
         except ValueError as exc:

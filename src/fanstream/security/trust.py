@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
 from ..errors import IdentityError
-from .identity import ISSUES_ONLY, Identity, check_key, fingerprint, read_profile
+from .identity import ISSUES_ONLY, Identity, check_key, fingerprint, parsing, read_profile
 
 _STRONG: Final = (SHA256, SHA384, SHA512)
 _PEM_LIST: Final = re.compile(rb"-----BEGIN X509 CRL-----\s.+?\s-----END X509 CRL-----", re.DOTALL)
@@ -46,13 +46,14 @@ class Trust:
         lists = read_lists(revoked)
         serials: dict[str, frozenset[int]] = {}
         numbers: dict[str, int] = {}
-        for name, root in known.items():
-            own = [found for found in lists if _is_by(found, root)]
-            if not own:
-                raise ValueError(f"there is no revocation list signed by the root {root.subject.rfc4514_string()}")
-            newest = max(own, key=_number)
-            numbers[name] = _number(newest)
-            serials[name] = frozenset(entry.serial_number for entry in newest)
+        with parsing():
+            for name, root in known.items():
+                own = [found for found in lists if _is_by(found, root)]
+                if not own:
+                    raise ValueError(f"there is no revocation list signed by the root {root.subject.rfc4514_string()}")
+                newest = max(own, key=_number)
+                numbers[name] = _number(newest)
+                serials[name] = frozenset(entry.serial_number for entry in newest)
         return cls(federation, known, serials, numbers)
 
     def identify(self, certificate: x509.Certificate, *, now: float) -> Identity:
@@ -128,18 +129,23 @@ def read_roots(pem: bytes) -> dict[str, x509.Certificate]:
     Raises:
         ValueError: they cannot be read, or one is no root.
     """
-    found = {fingerprint(root): root for root in x509.load_pem_x509_certificates(pem)}
-    for root in found.values():
-        title = root.subject.rfc4514_string()
-        try:
-            ca = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-            usage = root.extensions.get_extension_for_class(x509.KeyUsage).value
-            check_key(root.public_key())
-        except (x509.ExtensionNotFound, IdentityError) as exc:
-            raise ValueError(f"{title} is no root: {exc}") from exc
-        if not ca or usage != ISSUES_ONLY or not _issued(root, root):
-            raise ValueError(f"{title} is no root: it does not sign itself, certificates and lists, and nothing else")
+    with parsing():
+        found = {fingerprint(root): root for root in x509.load_pem_x509_certificates(pem)}
+        for root in found.values():
+            _check_root(root)
     return found
+
+
+def _check_root(root: x509.Certificate) -> None:
+    title = root.subject.rfc4514_string()
+    try:
+        ca = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        usage = root.extensions.get_extension_for_class(x509.KeyUsage).value
+        check_key(root.public_key())
+    except (x509.ExtensionNotFound, IdentityError) as exc:
+        raise ValueError(f"{title} is no root: {exc}") from exc
+    if not ca or usage != ISSUES_ONLY or not _issued(root, root):
+        raise ValueError(f"{title} is no root: it does not sign itself, certificates and lists, and nothing else")
 
 
 def read_lists(pem: bytes) -> list[x509.CertificateRevocationList]:
@@ -148,13 +154,14 @@ def read_lists(pem: bytes) -> list[x509.CertificateRevocationList]:
     Raises:
         ValueError: they cannot be read, or there is none.
     """
-    found = [x509.load_pem_x509_crl(match) for match in _PEM_LIST.findall(pem)]
-    if not found:
-        raise ValueError("it holds no revocation list in PEM")
-    for one in found:
-        for extension in one.extensions:
-            if extension.critical:
-                raise ValueError(f"a list's extension {extension.oid.dotted_string} is critical and not known here")
+    with parsing():
+        found = [x509.load_pem_x509_crl(match) for match in _PEM_LIST.findall(pem)]
+        if not found:
+            raise ValueError("it holds no revocation list in PEM")
+        for one in found:
+            for extension in one.extensions:
+                if extension.critical:
+                    raise ValueError(f"a list's extension {extension.oid.dotted_string} is critical and not known here")
     return found
 
 
