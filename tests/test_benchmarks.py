@@ -93,7 +93,11 @@ def test_a_site_of_a_peer_has_an_array_of_a_large_object_in_whatever_pieces_it_c
 def test_the_same_results_give_the_same_plots(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     spread = {"median": 2.0, "min": 1.0, "max": 4.0}
-    rows = [{"sites": sites, "window": 1, "us_per_object_and_site": spread} for sites in (8, 1000)]
+    rows = [
+        {"sites": sites, "window": 1, "collector": collector, "us_per_object_and_site": spread}
+        for sites in (8, 1000)
+        for collector in ("as it is", "frozen")
+    ]
     for name in ("one.svg", "two.svg"):
         plot("sites", {"rows": rows}, tmp_path / name)
     text = (tmp_path / "one.svg").read_text()

@@ -94,8 +94,11 @@ def curve(axes: Any, rows: Rows, x: str, y: str, label: str, shade: str, style: 
 def cost_by_sites(line: Line) -> Any:
     figure, (axes,) = panels(1, 1, 3.2)
     for place, window in enumerate(sorted({row["window"] for row in line["rows"]})):
-        rows = [row for row in line["rows"] if row["window"] == window]
-        curve(axes, rows, "sites", "us_per_object_and_site", f"window {window}", (OTHERS, OURS)[place % 2])
+        shade = (OTHERS, OURS)[place % 2]
+        for collector, style in (("as it is", "-"), ("frozen", "--")):
+            rows = [row for row in line["rows"] if row["window"] == window and row["collector"] == collector]
+            label = f"window {window}" + (", collector frozen" if collector == "frozen" else "")
+            curve(axes, rows, "sites", "us_per_object_and_site", label, shade, style)
     axes.set_xscale("log")
     axes.minorticks_off()
     numbers = sorted({row["sites"] for row in line["rows"]})
