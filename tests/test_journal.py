@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import pytest
 
 from fanstream import EngineSettings, StreamEngine
@@ -93,6 +94,21 @@ async def test_another_life_finds_what_was_done(path: Path) -> None:
             (3, [2], b""),
             (0, [], b"e"),
         ]
+
+
+@both
+@pytest.mark.anyio
+async def test_another_life_of_the_opener_is_remembered_before_what_is_done_for_it(path: Path) -> None:
+    later = msgspec.structs.replace(OPENING, life=b"m" * 16, epoch=2)
+    async with Opened(path) as first:
+        record = first.journal.begin(msgspec.structs.replace(OPENING, epoch=1), b"context")
+        await record.done(0, encoded(b"r0"), acked=0)
+        first.journal.followed(later)
+        first.journal.followed(msgspec.structs.replace(later, stream=b"t" * 16))  # not here
+        await record.done(1, encoded(b"r1"), acked=0)
+    async with Opened(path) as second:
+        ((kept,)) = second.kept
+        assert (kept.opening, kept.body, kept.answered) == (later, b"context", 2)
 
 
 @both

@@ -99,8 +99,10 @@ class DurableStream(OutgoingStream):
         if self._left is not None:
             self._entry = self._ledger.resume(msgspec.structs.replace(self.opening, targets=self._left.opening.targets))
             self._entry.on_settled = self._on_settled
-            await self._entry.written()
-            self._go_on(self._left)
+            try:
+                await self._entry.written()
+            finally:  # where it is not to go on after all, its sites have to hear of the abort
+                self._go_on(self._left)
             return
         names = list(self.gathering.sites)
         links = await self._host.reach(names, self._options.connect_grace)

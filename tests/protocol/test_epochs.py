@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fanstream.protocol import bodies
-from fanstream.protocol.events import Ended, ObjectArrived, Opened, Refused, ReplyArrived, Resumed
+from fanstream.protocol.events import Aborted, Ended, ObjectArrived, Opened, Refused, ReplyArrived, Resumed
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.protocol.receiver import ReceiverLeg
 
@@ -209,6 +209,18 @@ def test_a_refusal_is_said_again_until_it_is_settled() -> None:
     stream.sender.done()
     pump(stream.pair)
     assert stream.receiver.closed
+
+
+def test_a_stream_that_is_aborted_before_it_is_resumed_ends_at_its_site() -> None:
+    stream = begun(2, 3)
+    stream.pair[1].events.clear()
+    stream.next_life(0)
+    stream.sender.abort("TASK_ABORTED", "server", "not after all")
+    pump(stream.pair)
+    assert [type(event) for event in stream.pair[1].events] == [Resumed, Aborted]
+    stream.receiver.ended("TASK_ABORTED", "", b"")
+    pump(stream.pair)
+    assert (stream.sender.closed, stream.receiver.closed) == (True, True)
 
 
 def test_an_end_whose_way_breaks_is_not_waited_for() -> None:
