@@ -167,7 +167,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "        if hello.low > VERSIONS[1] or hello.high < VERSIONS[0]:\n",
         "        if False:\n",
         "a peer of another version is greeted",
-        ("threats/test_t05_replay.py",),
+        (*_CORE, "threats/test_t01_unauthenticated_peer.py"),
     ),
     Mutation(
         "protocol/session.py",
