@@ -160,7 +160,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def mutants(session: nox.Session) -> None:
-    """Break copies of the package in a hundred ways, each of which a test has to notice; `-- --match budget`."""
+    """Break copies of the package in two hundred ways, each of which a test has to notice; `-- --match budget`."""
     session.install(TESTED_EXTRAS, *group("test"))  # each copy stands before it on the path
     session.run("python", "-m", "tests.mutants", *session.posargs)
 
