@@ -1517,4 +1517,11 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "a file that is nested deeply is no file that is refused",
         _FUZZ,
     ),
+    Mutation(
+        "protocol/relay.py",
+        "        elif kind == FrameType.RESUME and self.site == self.opening.opener:\n",
+        "        elif False:\n",
+        "an opener that resumes what goes on costs the site its link to the hub",
+        _FUZZ,
+    ),
 )

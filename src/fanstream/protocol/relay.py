@@ -155,6 +155,9 @@ class RelayLeg:
                 self._answered = True
             header = HEADER.pack(size, kind, flags, other._target, other.alias, seq, 0, 0)
             other._enqueue(_Held(header, bytes(body), size, None))
+        elif kind == FrameType.RESUME and self.site == self.opening.opener:
+            # Passed on, it would cost the site its link.
+            raise RemoteProtocolError(f"RESUME of a stream that {self.site} has under way")
         elif kind in _FORWARDED or (kind == FrameType.REFUSED and not flags & Flag.FINAL):
             other._control(kind, flags, seq, bytes(body))
             if kind == FrameType.ABORT:
