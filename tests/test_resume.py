@@ -245,6 +245,28 @@ async def test_a_receiver_waits_no_longer_than_its_own_limit(transport: str) -> 
             network.refused.clear()
 
 
+def without_resumption(link: LinkControl) -> None:
+    """Let no RESUME through, so that whoever tries to go on waits for an answer."""
+    link.up.rewrite = link.down.rewrite = lambda frame: [] if frame.kind == FrameType.RESUME else [frame]
+
+
+@on_memory
+async def test_ways_that_come_and_go_before_the_stream_goes_on_do_not_prolong_its_window(transport: str) -> None:
+    with FaultyNetwork(without_resumption) as network:
+        async with federation(transport, 1, settings=EngineSettings(retry_max=1.0)) as fed:
+            moments: list[float] = []
+
+            async def block(_n: int) -> None:
+                moments.append(anyio.current_time())
+                await cut_again_and_again(network, 3)
+
+            Keeper(block).register(fed.sites["site-1"])
+            result = await fed.stream(Numbers(1, timeout=100), options=StreamOptions(resume_window=10))
+            assert result.outcomes == {"lost": 1}
+            assert anyio.current_time() == pytest.approx(moments[0] + 3 + 10, abs=1e-3)
+            assert len(network.links) > 4
+
+
 @within_the_process
 async def test_deadlines_go_on_while_the_way_is_broken(transport: str) -> None:
     with FaultyNetwork(delayed(0.05)) as network:
