@@ -401,7 +401,7 @@ async def test_a_site_that_does_not_have_the_stream_any_more_is_lost_and_the_oth
         await crashed_after(opener, 3)
         resuming = opener.fed.sites["site-1"]._links._resuming
         (leg,) = resuming._incoming.values()
-        resuming._over(leg, "as if it had been restarted without a journal")
+        resuming.give_up(leg, "as if it had been restarted without a journal")
         await until(lambda: keepers["site-1"].rcs)
         async with opener.life(crash=False) as engine:
             (left,) = engine.unfinished_streams()

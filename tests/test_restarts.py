@@ -5,6 +5,7 @@ A crash is a copy of the journal's files, with which the next life begins, and a
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,8 @@ from fanstream import (
 )
 from fanstream.errors import JournalError
 from fanstream.journal import Store
+from fanstream.observe import AUDIT_LOGGER, PolicyDecided
+from fanstream.security import Policy
 from fanstream.testing import FaultyNetwork
 from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
 
@@ -76,9 +79,9 @@ class Lives:
         engine.register_stream_processing("models", "weights", Consumers(), stream_done_cb=self.keeper.done)
 
     @asynccontextmanager
-    async def life(self, *, journal: bool = True) -> AsyncIterator[StreamEngine]:
+    async def life(self, *, journal: bool = True, policy: Policy | None = None) -> AsyncIterator[StreamEngine]:
         """Live until the block ends: a crash, of which nobody is told."""
-        settings = SETTINGS.model_copy(update={"journal": self.path if journal else None})
+        settings = SETTINGS.model_copy(update={"journal": self.path if journal else None, "policy": policy})
         over = anyio.Event()
         born: list[StreamEngine] = []
 
@@ -385,3 +388,101 @@ async def test_sealed_streams_and_the_engine_s_own_are_not_written_down(transpor
         assert result.complete
         await engine._journal.flush()
         assert engine._journal._next == 1, "a stream that cannot be resumed is not worth a sync"
+
+
+# --- under another policy ---
+
+
+def taking(topic: str) -> Policy:
+    """Allow the hub one topic, and this site to take all."""
+    stream = {"name": topic, "effect": "allow", "from": "role:hub", "to": "*", "channel": "models", "topic": topic}
+    takes = {"name": "takes all", "effect": "allow", "site": "*", "channel": "*", "topic": "*"}
+    return Policy.model_validate({"streams": [stream], "registrations": [takes]})
+
+
+def decisions(caplog: pytest.LogCaptureFixture) -> list[PolicyDecided]:
+    events = [getattr(record, "audit", None) for record in caplog.records]
+    return [event for event in events if isinstance(event, PolicyDecided) and event.action == "take"]
+
+
+async def test_a_stream_whose_opener_the_next_life_denies_does_not_go_on(
+    transport: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, AUDIT_LOGGER)
+    async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
+        stream = Stream(fed, Numbers(5, timeout=300))
+
+        async def block(n: int) -> None:
+            if n == 2:
+                await site.keeper.block()
+
+        site.keeper.do = block
+        async with site.life(policy=taking("weights")):
+            tg.start_soon(stream.run)
+            await site.keeper.blocked.wait()
+        async with site.life(policy=taking("update")) as engine:
+            result = await stream.done()
+            await until(lambda: not engine._incoming)
+            assert site.keeper.rcs == ["COMMUNICATION_ERROR"], "what the consumer holds is released"
+            assert len(engine._links._resuming) == 0
+            told = [(event.opener, event.topic, event.allowed) for event in decisions(caplog)]
+            assert told == [("server", "weights", True), ("server", "weights", False)]
+            assert engine._journal is not None
+            await engine._journal.flush()
+        end = result.sites["site-1"]
+        assert (end.outcomes, end.resumed) == ({"replied": 2, "lost": 1, "unreachable": 2}, 0)
+        assert "the policy of site-1 denies it" in end.reason
+        assert site.keeper.seen == [0, 1, 2]
+        async with site.life() as engine:
+            assert len(engine._links._resuming) == 0, "and the life after it knows nothing of the stream"
+
+
+async def test_an_end_is_not_said_again_to_an_opener_that_the_next_life_denies(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
+        stream = Stream(fed, Numbers(1, timeout=300))
+        finished: list[Any] = []
+
+        async def done(_ctx: Any, _fl: Any) -> str:
+            finished.append(1)
+            site._network.link("site-1").up.stall()
+            return "the result"
+
+        async with site.life(policy=taking("weights")) as engine:
+            engine.register_stream_processing("models", "weights", site.keeper, stream_done_cb=done)
+            tg.start_soon(stream.run)
+            await until(lambda: finished, 60)
+            await until(lambda: not engine._incoming)
+        async with site.life(policy=taking("update")) as engine:
+            result = await stream.done()
+            assert len(engine._links._resuming) == 0
+        assert result.sites["site-1"].end_result is None
+        assert "the policy of site-1 denies it" in result.sites["site-1"].reason
+
+
+async def test_a_stream_whose_opener_the_next_life_allows_goes_on_and_is_judged_once(
+    transport: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the role that the opener shows when it comes back: before, nobody is known to be a hub."""
+    caplog.set_level(logging.INFO, AUDIT_LOGGER)
+    async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
+        stream = Stream(fed, Numbers(3, timeout=300))
+
+        async def block(n: int) -> None:
+            if n == 1 and len(site.keeper.seen) == 2:
+                await site.keeper.block()
+
+        async def cut(n: int) -> None:
+            if n == 2:
+                site._network.link("site-1").cut()
+
+        site.keeper.do = block
+        async with site.life(policy=taking("weights")):
+            tg.start_soon(stream.run)
+            await site.keeper.blocked.wait()
+        site.keeper.do = cut
+        async with site.life(policy=taking("weights")):
+            result = await stream.done()
+        assert result.complete, result
+        assert result.sites["site-1"].resumed == 2
+        assert [event.allowed for event in decisions(caplog)] == [True, True], "as it began, and in the life after it"
+        assert site.keeper.seen == [0, 1, 1, 2]

@@ -92,8 +92,9 @@ class Authorization:
     def judge(self, routing: Routing, target: str) -> Refusal | None:
         """Say whether a stream of another site may come in here, or be forwarded.
 
-        A stream that goes on after a break does not say its address again. At its target it was judged as it began; a
-        hub may not know it, and lets it pass where a stream between the two could be allowed.
+        A stream that goes on after a break does not say its address again. At its target it was judged as it began, or
+        is asked about as if it began; a hub may not know it, and lets it pass where a stream between the two could be
+        allowed.
         """
         here = target == self._site
         if isinstance(routing, Opening):

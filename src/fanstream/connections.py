@@ -96,6 +96,7 @@ class Connections:
         self._closing = False
         self._local: dict[str, Link] = {}  # dialled to engines of this event loop, by name
         self._redialled: set[str] = set()  # of them, those about to be dialled again for a suspended stream
+        self._unjudged: set[tuple[str, bytes]] = set()  # streams of an earlier life that none has resumed yet
         self._dial_error: Exception | None = None
         self._unwatch: Callable[[], object] = lambda: None
         limits = settings.limits
@@ -171,9 +172,10 @@ class Connections:
         """This engine's incarnation."""
         return self._hello.incarnation
 
-    def restore(self, streams: Iterable[Kept]) -> list[ReceiverLeg]:
+    def restore(self, streams: Sequence[Kept]) -> list[ReceiverLeg]:
         """Make this site's ends of the streams that an earlier life of the engine has left."""
         nowhere = self._nowhere()
+        self._unjudged = {(kept.opening.opener, kept.opening.stream) for kept in streams}
         return [
             nowhere.restore(kept.opening, kept.answered, kept.acked, {**kept.replies}, kept.ending) for kept in streams
         ]
@@ -245,6 +247,8 @@ class Connections:
     def role(self, name: str) -> str:
         """Return the role of another site: what it has proven; or a hub's if it is dialled, else a site's."""
         link = self._sites.direct.get(name)
+        if link is None:  # a hub may open streams in one breath with its greeting
+            link = next((other for other in self._links if other.dialler and other.core.peer == name), None)
         if link is not None and link.proven is not None:
             return link.proven.role
         if link is not None:
@@ -478,7 +482,7 @@ class Connections:
         if opener != core.peer and not through_hub:
             raise RemoteProtocolError(f"{core.peer} opens a stream in the name of {opener}")
         if self._authorization is not None:  # before anything is said of which sites there are
-            refusal = self._authorization.judge(routing, target)
+            refusal = self._judge(self._authorization, routing, target)
             if refusal is not None:
                 return refusal
         if target == self.name:
@@ -487,3 +491,20 @@ class Connections:
         if link is None or not link.open or link.dialler or through_hub or not self._listen:
             return Refusal(ReturnCode.COMMUNICATION_ERROR, f"{self.name} knows no way to {target}")
         return link.core
+
+    def _judge(self, authorization: Authorization, routing: Routing, target: str) -> Refusal | None:
+        """Ask the policy; also of a stream that an earlier life of this engine has taken, perhaps under another policy.
+
+        That is asked when the opener comes back, and no sooner: before, nothing is known of its role.
+        """
+        key = (routing.opener, routing.stream)
+        if isinstance(routing, Opening) or target != self.name or key not in self._unjudged:
+            return authorization.judge(routing, target)
+        self._unjudged.discard(key)
+        leg = self._resuming.find(*key)
+        if leg is None:
+            return None
+        refusal = authorization.judge(leg.opening, target)
+        if refusal is not None:
+            self._resuming.give_up(leg, refusal.reason)
+        return refusal

@@ -135,13 +135,20 @@ class Resuming:
         """
         for leg in list(self._incoming.values()):
             if leg.opener == site and leg.opening.life != life and not leg.opening.epoch:
-                self._over(leg, f"{site} has begun anew")
+                self.give_up(leg, f"{site} has begun anew")
+
+    def give_up(self, leg: AnyEnd, reason: str) -> None:
+        """End a stream at this end, and forget it; its owner hears that it is lost, if it still waits for anything."""
+        self._end_lease(leg)
+        lost = leg.expire(reason)
+        if lost is not None and leg.owner is not None:
+            leg.owner.handle(lost)
 
     def clear(self) -> None:
         """The engine ends: forget all. What was ended here and is not known to the opener yet stays in the journal."""
         self._forgotten = None
         for leg in list(self._leases):
-            self._over(leg, "the engine ended")
+            self.give_up(leg, "the engine ended")
 
     def _lease(self, leg: AnyEnd, seconds: float) -> None:
         over = partial(self._expired, leg, seconds)
@@ -153,10 +160,4 @@ class Resuming:
             self._deadlines.cancel(lease)
 
     def _expired(self, leg: AnyEnd, seconds: float, now: float) -> None:
-        self._over(leg, f"{leg.site} did not come back within {seconds:g} s")
-
-    def _over(self, leg: AnyEnd, reason: str) -> None:
-        self._end_lease(leg)
-        lost = leg.expire(reason)
-        if lost is not None and leg.owner is not None:
-            leg.owner.handle(lost)
+        self.give_up(leg, f"{leg.site} did not come back within {seconds:g} s")
