@@ -387,12 +387,15 @@ class Connections:
 
     def greeted(self, link: Link, hello: Hello) -> None:
         """A peer has said HELLO."""
+        if not link.dialler:
+            self._half_open -= 1
+        if not self._still_trusted(link):
+            return
         if link.dialler:
             self._dial_error = None
             self._resuming.met(hello.site, hello.incarnation)
             self._begin(link)
             return
-        self._half_open -= 1
         old = self._sites.direct.get(hello.site)
         if hello.site == self.name:
             self._turn_away(link, f"{hello.site} is this engine's own name")
@@ -403,6 +406,23 @@ class Connections:
             self._admit(link)
         else:
             self._tasks.spawn(self._probe, old, link, name=f"probe of {link.peer}")
+
+    def _still_trusted(self, link: Link) -> bool:
+        """Check a peer again, for it may have been accepted just before it was revoked; drop the link if that is so.
+
+        When the kit was loaded again, and the links were judged, the handshake may not have been over.
+        """
+        if self._kit is None or link.proven is None:
+            return True
+        try:
+            self._kit.check(link.proven)
+        except IdentityError as exc:
+            link.drop(exc)
+            if not link.dialler:  # of its own dialling an engine hears once the link has ended
+                self._refusals.tell(exc)
+                self._tell_refused(exc, link.peer)
+            return False
+        return True
 
     def _admit(self, link: Link) -> None:
         if link.core.session.state is SessionState.ADMITTING:  # its peer may have said goodbye already

@@ -959,6 +959,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         ("threats/test_t23_expiry_rotation_revocation.py",),
     ),
     Mutation(
+        "connections.py",
+        "        if not self._still_trusted(link):\n            return\n",
+        "",
+        "who is revoked between handshake and greeting is let in until the next look",
+        ("threats/test_t23_expiry_rotation_revocation.py",),
+    ),
+    Mutation(
         "transports/buffered.py",
         "                self._upgrading = True\n",
         "                self._upgrading = False\n",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,9 +15,14 @@ import pytest
 
 from fanstream import FLContext, Shareable, StreamContext, StreamEngine
 from fanstream.errors import IdentityError
+from fanstream.observe import LinkOpened, PeerRefused
+from fanstream.protocol.frames import FrameType
 from fanstream.security import Kit
 from fanstream.security.provision import Federation
+from fanstream.transports.addresses import parse
+from tests.federation import until
 from tests.security.conftest import Clock, plan
+from tests.security.intruding import client, hello
 
 pytestmark = pytest.mark.asyncio
 
@@ -122,6 +129,53 @@ async def test_a_hub_that_is_revoked_is_left_by_its_sites(federation: Federation
         with pytest.raises(IdentityError) as caught:
             await sites[0].wait_for_sites(["server"])
         assert caught.value.code == "revoked"
+
+
+async def test_a_hub_whose_trust_ends_between_handshake_and_greeting_is_not_used(federation: Federation) -> None:
+    Federation.make(plan(days=730), federation.folder).renew(["site-1"])
+    clock = Clock()
+    kits = {name: Kit.load(federation.kits / name, clock=clock) for name in ("server", "site-1")}
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await until(lambda: any(link.proven for link in site._links))
+        clock.ahead = kits["server"].identity.not_after - time.time() + 1
+        writer.write(hello("server", hub=True))
+        await reader.read()
+        writer.close()
+
+    false_hub = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    false_hub.load_cert_chain(federation.kits / "server" / "certificate.pem", federation.kits / "server" / "key.pem")
+    with anyio.fail_after(30):
+        async with await asyncio.start_server(greet, "127.0.0.1", 0, ssl=false_hub) as listener:
+            where = f"tls://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+            async with StreamEngine("site-1", connect=where, identity=kits["site-1"]) as site:
+                with pytest.raises(IdentityError) as caught:
+                    await site.wait_for_sites(["server"])
+                assert (caught.value.code, site.sites()) == ("expired", set())
+
+
+async def test_a_site_whose_trust_ends_between_handshake_and_greeting_is_not_let_in(federation: Federation) -> None:
+    Federation.make(plan(days=730), federation.folder).renew(["server"])
+    clock = Clock()
+    kits = {name: Kit.load(federation.kits / name, clock=clock) for name in ("server", "site-1")}
+    with anyio.fail_after(30):
+        async with StreamEngine("server", listen="tls://127.0.0.1:0", identity=kits["server"]) as server:
+            events = server.events()
+            where = parse(server.addresses[0], "address")
+            reader, writer = await asyncio.open_connection(
+                where.host, where.port, ssl=client(federation.kits / "site-1")
+            )
+            await until(lambda: any(link.proven for link in server._links))
+            clock.ahead = kits["site-1"].identity.not_after - time.time() + 1
+            writer.write(hello("site-1"))
+            heard = await reader.read()
+            assert heard[4:5] != bytes([FrameType.HELLO])
+            writer.close()
+            await until(lambda: not server._links)
+            assert server._links._half_open == 0
+        told = [event async for event in events]
+        assert [event.code for event in told if isinstance(event, PeerRefused)] == ["expired"]
+        assert not any(isinstance(event, LinkOpened) for event in told)
 
 
 async def test_links_end_with_the_certificate_of_their_peer(federation: Federation) -> None:
