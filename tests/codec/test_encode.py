@@ -10,7 +10,7 @@ from fanstream.codec import Codec
 from fanstream.errors import CodecError
 from fanstream.options import Limits
 
-from .carrying import CODEC, carry, carry_one, same
+from .carrying import CODEC, carry, carry_one, receive, same
 
 APART = Codec(Limits(inline=0))
 
@@ -84,7 +84,8 @@ def test_buffers_in_places_that_cannot_change() -> None:
 
 
 def test_nan_in_a_set() -> None:
-    received = carry_one({math.nan, float("nan"), 1.0})
+    # Not carry_one, which compares two decodings: a NaN hashes as the object that it is, so their orders differ.
+    received = receive(CODEC.encode({"value": {math.nan, float("nan"), 1.0}}))["value"]
     assert len(received) == 3
     assert sum(map(math.isnan, received)) == 2
 
