@@ -221,7 +221,7 @@ async def test_a_library_that_a_site_lacks_ends_the_stream_there_and_not_the_lin
     from fanstream.codec import decode, tags
     from fanstream.codec.faults import Fault
 
-    def missing(tag: int) -> decode.Handler:
+    def missing(tag: int, imports: bool) -> decode.Handler:
         raise Fault("pyarrow cannot be imported here", unknown=True)
 
     with anyio.fail_after(10):
