@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from fanstream import EngineSettings, StreamEngine
-from fanstream.codec.codec import Encoded
+from fanstream.codec import Encoded
 from fanstream.errors import JournalError
 from fanstream.journal import Journal, Kept, Record, Store, _State
 from fanstream.protocol import bodies

@@ -120,7 +120,7 @@ class Connections:
             None if journal is None else journal.forget,
             None if journal is None else journal.followed,
         )
-        self._shared = Surroundings.make(settings, decoder, self._route, admit, self._resuming)
+        self._shared = Surroundings(settings, decoder, self._route, admit, self._resuming)
 
     # --- lifetime ---
 

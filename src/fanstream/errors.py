@@ -26,6 +26,10 @@ Plain ``TypeError`` and ``ValueError`` are raised for wrong arguments, before an
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class EngineError(Exception):
     """The root of this package's exceptions."""
@@ -163,3 +167,12 @@ class SiteError(EngineError):
         super().__init__(message)
         self.site = site
         self.rc = rc
+
+
+def chained(error: E, cause: BaseException | None) -> E:
+    """Say what has caused *error*; None says that nobody need know.
+
+    ``raise error from cause`` does the same, but not in modules that are compiled: mypyc leaves the cause out.
+    """
+    error.__cause__ = cause
+    return error

@@ -18,8 +18,8 @@ from .adapters import call, is_async
 from .arguments import OWN
 from .codec import Codec, Decoding, Encoded, Undecoded
 from .codec.ciphertext import Ciphertext
-from .codec.codec import finished
 from .codec.faults import NotAtOnceError
+from .codec.payloads import finished
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import CodecError, JournalError, SealError, SecurityError

@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from .codec.codec import Encoded
+from .codec import Encoded
 from .errors import JournalError, RemoteProtocolError
 from .protocol import bodies
 from .wakeup import Face

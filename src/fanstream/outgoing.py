@@ -15,8 +15,8 @@ import msgspec
 from .abort import AbortSignal
 from .codec import Codec, Decoding, Encoded, Undecoded
 from .codec.ciphertext import SMALL
-from .codec.codec import finished
 from .codec.faults import NotAtOnceError
+from .codec.payloads import finished
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
 from .errors import ClosedError, CodecError, LocalProtocolError, RemoteProtocolError

@@ -18,8 +18,8 @@ import msgspec
 
 from .codec import Codec, Encoded
 from .codec.ciphertext import SMALL, Ciphertext
-from .codec.codec import finished
 from .codec.faults import NotAtOnceError
+from .codec.payloads import finished
 from .errors import CodecError, SealError, SecurityError
 from .protocol import bodies
 from .protocol.events import (

@@ -97,20 +97,20 @@ class _EventWakeup:
 class AsyncioFace:
     """An asyncio loop; ``loop`` is the loop itself, for the transports that need it."""
 
-    __slots__ = ("_thread", "loop", "time")
+    __slots__ = ("_home", "loop", "time")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # Asyncio's own loops only hand on what this says; a loop with a clock of its own is asked.
         plain = type(loop).time is asyncio.BaseEventLoop.time
         self.time: Callable[[], float] = time.monotonic if plain else loop.time
-        self._thread = threading.get_ident()
+        self._home = threading.get_ident()
 
     def wakeup(self) -> Wakeup:
         return _FutureWakeup(self.loop)
 
     def call_from_anywhere(self, function: Callable[[], object]) -> None:
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self._home:
             function()
             return
         try:
@@ -123,20 +123,20 @@ class AsyncioFace:
 class TrioFace:
     """A Trio run."""
 
-    __slots__ = ("_thread", "_token", "time")
+    __slots__ = ("_home", "_token", "time")
 
     def __init__(self, token: Any) -> None:
         import trio
 
         self._token = token
         self.time = trio.current_time
-        self._thread = threading.get_ident()
+        self._home = threading.get_ident()
 
     def wakeup(self) -> Wakeup:
         return _EventWakeup()
 
     def call_from_anywhere(self, function: Callable[[], object]) -> None:
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self._home:
             function()
             return
         import trio

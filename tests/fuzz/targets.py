@@ -115,7 +115,7 @@ def reader(data: bytes) -> None:
 
 
 def _around(route: Route = here) -> Surroundings:
-    return Surroundings.make(SMALL, CODEC, route, welcome, Legs())
+    return Surroundings(SMALL, CODEC, route, welcome, Legs())
 
 
 def _feed(side: Side, data: bytes, step: int = 1 << 20) -> tuple[list[Event], bool]:

@@ -861,8 +861,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "codec/decode.py",
-        'in a value with tag {node[0]}") from None',
-        'in a value with tag {node[0]}") from exc',
+        'in a value with tag {node[0]}"), None)',
+        'in a value with tag {node[0]}"), exc)',
         "an error shows what cannot be decoded",
         ("threats/test_t24_logs.py",),
     ),

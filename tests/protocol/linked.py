@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from fanstream.codec import Codec
-from fanstream.codec.codec import Encoded
+from fanstream.codec import Codec, Encoded
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
 from fanstream.protocol.core import Admit, LinkCore, Refusal, Route, Routing, Surroundings
@@ -70,7 +69,7 @@ class Legs:
 
 
 def surroundings(route: Route = here, *, admit: Admit = welcome, **settings: Any) -> Surroundings:
-    return Surroundings.make(EngineSettings(**settings), CODEC, route, admit, Legs())
+    return Surroundings(EngineSettings(**settings), CODEC, route, admit, Legs())
 
 
 class Side:

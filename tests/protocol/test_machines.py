@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fanstream.codec.codec import Encoded
+from fanstream.codec import Encoded
 from fanstream.codec.memory import Memory
 from fanstream.options import Limits
 from fanstream.protocol import bodies

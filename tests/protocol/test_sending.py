@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fanstream.codec.codec import Encoded
+from fanstream.codec import Encoded
 from fanstream.errors import RemoteProtocolError
 from fanstream.protocol.frames import CHUNK_HEADER, HEADER, HEADER_SIZE, PAYLOAD_SIZE, SMALL_OBJECT, FrameType
 from fanstream.protocol.sending import Buffer, Outbound, Scheduler

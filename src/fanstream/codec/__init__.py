@@ -6,7 +6,8 @@ what a peer sent: a closed registry of types says what travels, and applications
 
 from __future__ import annotations
 
-from .codec import Codec, Decoding, Encoded, Undecoded
+from .codec import Codec
+from .payloads import Decoding, Encoded, Undecoded
 from .types import TypeRegistry, default_types, register_type
 
 __all__ = ["Codec", "Decoding", "Encoded", "TypeRegistry", "Undecoded", "default_types", "register_type"]

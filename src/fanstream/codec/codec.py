@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from ..errors import CodecError
+from ..errors import CodecError, chained
 from ..shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from . import tags
 from .ciphertext import Carrier
@@ -15,6 +15,7 @@ from .decode import Reader, make_shareable
 from .encode import FREE_BUDGET, Writer
 from .faults import REFUSALS, Fault, refuse
 from .memory import SMALLEST, Memory
+from .payloads import Decoding, Encoded, Undecoded
 from .scan import count_nodes
 from .types import TypeRegistry, default_types
 
@@ -35,111 +36,8 @@ _decode: Final[Callable[[bytes], Any]] = msgspec.msgpack.Decoder().decode
 _decode_flat: Final = msgspec.msgpack.Decoder(tuple[int, dict[str, Any], dict[str, Any]]).decode
 
 
-class Encoded(msgspec.Struct, frozen=True, eq=False):
-    """An object ready to be sent to any number of sites.
-
-    Attributes:
-        envelope: msgpack, as ``tags.py`` describes it; at most ``limits.envelope`` bytes.
-        buffers: the large data, in order: contiguous, one-dimensional, format ``"B"``, not empty. They share memory
-            with the arrays and bytes of the object that was encoded, unless it was encoded with ``copy=True``.
-        sizes: the bytes of each buffer.
-        total: the bytes of all buffers.
-    """
-
-    envelope: bytes
-    buffers: tuple[memoryview, ...] = ()
-    sizes: tuple[int, ...] = ()
-    total: int = 0
-
-    def __repr__(self) -> str:
-        # T24 of the threat list: no content in reprs, for reprs end up in logs.
-        return f"<Encoded envelope={len(self.envelope)} buffers={len(self.buffers)} total={self.total}>"
-
-
 _EMPTY: Final = Encoded(b"")
 _PLAIN_OK: Final = _encode((tags.FLAT, make_reply(ReturnCode.OK).headers, {}))
-
-
-class Decoding(msgspec.Struct, eq=False):
-    """One object that is being received.
-
-    Attributes:
-        destinations: where the object's buffers belong, in order: writable, one-dimensional, format ``"B"``, one for
-            each size that was announced. Let go of them before the object is handed on: they are views of its memory.
-        slow: ``finish`` may take long, so a worker thread is to call it.
-    """
-
-    destinations: tuple[memoryview, ...] = ()
-    slow: bool = False
-    _value: Shareable | None = None
-    _tree: tuple[Reader, Any, Any] | None = None
-
-    def finish(self) -> Shareable:
-        """Make the object, once every destination has been filled; nothing large is copied.
-
-        Returns:
-            A Shareable that nobody else holds; its arrays are writable.
-
-        Raises:
-            CodecError: what was received is not what the envelope says: a text that is not UTF-8, a table that is none.
-            RuntimeError: called before.
-        """
-        value = self._value
-        if value is None:
-            value = self._build()
-        self._value = None
-        return value
-
-    def _build(self) -> Shareable:
-        if self._tree is None:
-            raise RuntimeError("finish() was called before")
-        reader, headers, data = self._tree
-        self._tree = None
-        self.destinations = ()
-        reader.live = True
-        try:
-            value = reader.object(headers, data)
-        except REFUSALS as exc:
-            refuse(exc, "decoded")
-        assert value is not None, "no value from a walk with all buffers"
-        return value
-
-    def __repr__(self) -> str:
-        return f"<Decoding destinations={len(self.destinations)}>"
-
-
-class Undecoded(msgspec.Struct, eq=False):
-    """One object that is being received, and is decoded once it is whole, by a worker thread; see ``Codec.land``.
-
-    Attributes:
-        destinations: as those of a ``Decoding``.
-        slow: as that of a ``Decoding``.
-    """
-
-    destinations: tuple[memoryview, ...]
-    _envelope: bytes
-    _codec: Codec
-    slow: bool = True
-
-    def finish(self) -> Shareable:
-        """Make the object; buffers that become arrays are not copied.
-
-        Raises:
-            UnknownTypeError, CodecError: as from ``Codec.begin`` and ``Decoding.finish``.
-        """
-        buffers, self.destinations = self.destinations, ()
-        return self._codec.decode_landed(self._envelope, buffers)
-
-    def __repr__(self) -> str:
-        return f"<Undecoded envelope={len(self._envelope)} destinations={len(self.destinations)}>"
-
-
-def finished(decoding: Decoding | Undecoded) -> Shareable | CodecError:
-    """Finish an object, in a worker thread where it is slow; return it, or what its types met."""
-    try:
-        return decoding.finish()
-    except CodecError as exc:
-        return exc
 
 
 class Codec:
@@ -155,7 +53,7 @@ class Codec:
         carrier: takes the place of this one where objects are sealed, and decodes none of them.
     """
 
-    __slots__ = ("_flat_limit", "_inline", "_limits", "_types", "_uncounted", "carrier", "memory")
+    __slots__ = ("_flat_limit", "_inline_most", "_limits", "_types", "_uncounted", "carrier", "memory")
 
     def __init__(
         self,
@@ -170,7 +68,7 @@ class Codec:
         self._types = types
         self.memory = Memory(limits.idle_memory)
         self.carrier = Carrier(self.memory)
-        self._inline = limits.inline
+        self._inline_most = limits.inline
         # No envelope holds more values than bytes.
         self._uncounted = min(_UNCOUNTED, limits.nodes, limits.envelope)
         self._flat_limit = min(_FLAT_LIMIT, self._uncounted)
@@ -301,7 +199,7 @@ class Codec:
             try:
                 destinations = tuple([block.allocate() for block in reader.blocks])
             except MemoryError as exc:
-                raise Fault(f"no memory for an object of {sum(sizes)} bytes") from exc
+                raise chained(Fault(f"no memory for an object of {sum(sizes)} bytes"), exc)
         except REFUSALS as exc:
             refuse(exc, "decoded")
         return Decoding(destinations, reader.slow, None, (reader, headers, data))
@@ -320,7 +218,7 @@ class Codec:
         try:
             destinations = [take(size) if size >= SMALLEST else memoryview(bytearray(size)) for size in sizes]
         except MemoryError as exc:
-            raise CodecError(f"no memory for an object of {sum(sizes)} bytes") from exc
+            raise chained(CodecError(f"no memory for an object of {sum(sizes)} bytes"), exc)
         return Undecoded(tuple(destinations), bytes(envelope), self)
 
     def decode_landed(self, envelope: bytes | memoryview, buffers: Sequence[memoryview]) -> Shareable:
@@ -340,7 +238,7 @@ class Codec:
         return Decoding((), True, None, (reader, headers, data)).finish()
 
     def _is_flat(self, values: dict[Any, Any]) -> bool:
-        inline = self._inline
+        inline = self._inline_most
         for key, item in values.items():
             kind = type(item)
             if kind is str or kind is bytes:
@@ -408,14 +306,16 @@ _NOT_FLAT: Final = "malformed envelope: the flat form holds a value that is not 
 _NOT_SHORTEST: Final = "malformed envelope: a map has equal keys, or something is not in its shortest form"
 
 
-def _check_sizes(sizes: Sequence[int], envelope: int, limits: Limits) -> tuple[int, ...]:
+def _check_sizes(sizes: Sequence[object], envelope: int, limits: Limits) -> tuple[int, ...]:
     if len(sizes) > limits.buffers:
         raise Fault(f"{len(sizes)} buffers announced, limit {limits.buffers}")
     total = envelope
+    checked: list[int] = []
     for index, size in enumerate(sizes):
         if type(size) is not int or size < 1:
             raise Fault(f"buffer {index} is announced with {size!r} bytes, expected at least 1")
         total += size
+        checked.append(size)
     if total > limits.object:
         raise Fault(f"the object is {total} bytes, limit {limits.object}")
-    return tuple(sizes)
+    return tuple(checked)

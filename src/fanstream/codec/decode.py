@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from ..errors import chained
 from ..shareable import ReservedHeaderKey, Shareable
 from . import tags, times
 from .blocks import Block, ByteArrayBlock, BytesBlock, TextBlock
@@ -85,7 +86,7 @@ class Reader:
         except (ValueError, TypeError, OverflowError) as exc:
             # Python's and numpy's own refusals of values that are well-formed here: a 30th of February, 40 dimensions.
             # Their messages repeat the value, which is not for the logs (threat T24).
-            raise Fault(f"malformed envelope: {type(exc).__name__} in a value with tag {node[0]}") from None
+            raise chained(Fault(f"malformed envelope: {type(exc).__name__} in a value with tag {node[0]}"), None)
 
     def enter(self, depth: int) -> int:
         """Go one container deeper.
@@ -260,7 +261,7 @@ class Reader:
         try:
             value = entry.decode(inner)
         except Exception as exc:
-            raise Fault(f"the decoder registered for {tag!r} raised {type(exc).__name__}") from exc
+            raise chained(Fault(f"the decoder registered for {tag!r} raised {type(exc).__name__}"), exc)
         if not isinstance(value, entry.cls):
             raise Fault(f"the decoder registered for {tag!r} returned a {type(value).__name__}")
         return value
@@ -314,7 +315,7 @@ def _surrogates(reader: Reader, node: list[Any], depth: int) -> str | None:
     try:
         value: str = raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        raise Fault("malformed envelope: a str that is not UTF-8 with surrogates") from None
+        raise chained(Fault("malformed envelope: a str that is not UTF-8 with surrogates"), None)
     if len(value) == len(value.encode("utf-8", "ignore").decode()):
         raise Fault("malformed envelope: a plain str that is spelt as one with surrogates")
     return value
@@ -395,5 +396,5 @@ def _foreign(tag: int, imports: bool) -> Handler:
             raise Fault(f"tag {tag} is not known to this version", unknown=True)
     except (ImportError, OSError) as exc:  # OSError: a library that is there and cannot be loaded
         message = f"a value of {library} was received, and {library} cannot be imported here: {exc}"
-        raise Fault(message, unknown=True) from exc  # this site's lack, no offence of the sender's
+        raise chained(Fault(message, unknown=True), exc)  # this site's lack, no offence of the sender's
     return _HANDLERS[tag]

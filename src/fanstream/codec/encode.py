@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from ..errors import chained
 from ..shareable import ReservedHeaderKey, ReturnCode, Shareable
 from . import tags, times
 from .faults import Fault, key_step, name_step, type_name
@@ -54,8 +55,8 @@ class Writer:
     """
 
     __slots__ = (
-        "_copy", "_depth_limit", "_inline", "_inline_only", "_inlined", "_limits", "_room", "_small_room", "_types",
-        "buffers", "envelope_limit", "nodes", "total",
+        "_copy", "_depth_limit", "_inline_most", "_inline_only", "_inlined", "_limits", "_room", "_small_room",
+        "_types", "buffers", "envelope_limit", "nodes", "total",
     )  # fmt: skip
 
     def __init__(
@@ -66,7 +67,7 @@ class Writer:
         self._inline_only = inline_only
         self._copy = copy
         self._depth_limit = limits.depth
-        self._inline = limits.inline
+        self._inline_most = limits.inline
         self._inlined = 0
         self._room = room if inline_only else min(FREE_BUDGET, room // 4)
         self._small_room = min(_SMALL_BUDGET, room // 2)
@@ -119,8 +120,8 @@ class Writer:
                 raise Fault(f"at least {self._inlined} bytes, limit {self._room} for a value without buffers")
             return True
         if size <= TINY:
-            return size <= self._inline
-        if size > self._inline:
+            return size <= self._inline_most
+        if size > self._inline_most:
             return False
         inlined = self._inlined + size
         if inlined > self._room and (size > _SMALL or inlined > self._small_room):
@@ -181,7 +182,7 @@ class Writer:
             try:
                 inner = entry.encode(value)
             except Exception as exc:
-                raise Fault(f"the encoder registered for {entry.tag!r} raised {type(exc).__name__}") from exc
+                raise chained(Fault(f"the encoder registered for {entry.tag!r} raised {type(exc).__name__}"), exc)
             try:
                 return [tags.APPLICATION, entry.tag, self.node(inner, depth)]
             except Fault as fault:
@@ -248,7 +249,7 @@ def _memoryview(writer: Writer, value: memoryview, depth: int) -> Node:
             return _bytes(writer, value.tobytes(), depth)
         view = value.cast("B")
     except ValueError as exc:  # "operation forbidden on released memoryview object"
-        raise Fault(f"the memoryview cannot be read: {exc}") from None
+        raise chained(Fault(f"the memoryview cannot be read: {exc}"), None)
     content = writer.content(view)
     if content is not None:
         return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..errors import chained
 from .faults import Fault
 
 # One entry for each first byte of a msgpack value: its whole width if that is fixed, 0 where a length follows.
@@ -67,7 +68,7 @@ def count_nodes(data: bytes, limit: int) -> int:
                     return nodes
                 left, keyed = outer.pop()
     except IndexError:
-        raise Fault("malformed envelope: it is truncated") from None
+        raise chained(Fault("malformed envelope: it is truncated"), None)
 
 
 def _container(data: bytes, position: int, lead: int) -> tuple[int, bool, int]:

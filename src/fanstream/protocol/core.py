@@ -77,35 +77,28 @@ class Keeper(Protocol):
         """A leg is of no more use."""
 
 
-@dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all the links of one engine share."""
+    """What all the links of one engine share.
 
-    settings: EngineSettings
-    decoder: Decoders
-    budget: Budget
-    relays: RelayPool
-    resets: Resets
-    route: Route
-    admit: Admit
-    keeper: Keeper
+    Args:
+        settings: the engine's.
+        decoder: its codec.
+        route, admit: where streams go, and whether they are taken here.
+        keeper: of the engine's legs.
+    """
 
-    @classmethod
-    def make(
-        cls, settings: EngineSettings, decoder: Decoders, route: Route, admit: Admit, keeper: Keeper
-    ) -> Surroundings:
-        """Make the shared parts from an engine's settings."""
+    __slots__ = ("admit", "budget", "decoder", "keeper", "relays", "resets", "route", "settings")
+
+    def __init__(self, settings: EngineSettings, decoder: Decoders, route: Route, admit: Admit, keeper: Keeper) -> None:
         limits = settings.limits
-        return cls(
-            settings,
-            decoder,
-            Budget(limits.origin_bytes, limits.engine_bytes, limits.unasked_bytes),
-            RelayPool(limits.relay_bytes, limits.frame),
-            Resets(limits.resets, limits.reset_window),
-            route,
-            admit,
-            keeper,
-        )
+        self.settings = settings
+        self.decoder = decoder
+        self.budget = Budget(limits.origin_bytes, limits.engine_bytes, limits.unasked_bytes)
+        self.relays = RelayPool(limits.relay_bytes, limits.frame)
+        self.resets = Resets(limits.resets, limits.reset_window)
+        self.route = route
+        self.admit = admit
+        self.keeper = keeper
 
 
 AnyLeg = OpenerLeg | ReceiverLeg | RelayLeg

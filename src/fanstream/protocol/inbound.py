@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..codec.faults import NotAtOnceError
-from ..errors import CodecError, RemoteProtocolError, UnknownTypeError
+from ..errors import CodecError, RemoteProtocolError, UnknownTypeError, chained
 from .budget import Budget
 from .frames import PAYLOAD, PAYLOAD_SIZE, SMALL_OBJECT, Flag, FrameType, pack
 from .sending import Scheduler
@@ -202,7 +202,7 @@ class Inbound:
             except UnknownTypeError as exc:
                 value = exc  # both sides must register a type: the stream's matter, not the link's
             except CodecError as exc:
-                raise RemoteProtocolError(f"object {seq} from {self.origin}: {exc}") from exc
+                raise chained(RemoteProtocolError(f"object {seq} from {self.origin}: {exc}"), exc)
             if not self._arriving:
                 if size > UNCHARGED:
                     self._out += size
@@ -335,7 +335,7 @@ class Inbound:
         except UnknownTypeError as exc:
             arrival.value = exc  # both sides must register a type: the stream's matter, not the link's
         except CodecError as exc:
-            raise RemoteProtocolError(f"object {arrival.seq} from {self.origin}: {exc}") from exc
+            raise chained(RemoteProtocolError(f"object {arrival.seq} from {self.origin}: {exc}"), exc)
 
     def chunk(self, seq: int, buffer: int, offset: int, size: int) -> memoryview | None:
         """Say where a chunk's bytes land: where the last one ended, and nowhere else.
@@ -396,7 +396,7 @@ class Inbound:
         except UnknownTypeError as exc:
             arrival.value = exc
         except CodecError as exc:
-            raise RemoteProtocolError(f"object {arrival.seq} from {self.origin}: {exc}") from exc
+            raise chained(RemoteProtocolError(f"object {arrival.seq} from {self.origin}: {exc}"), exc)
 
     def _land(self, size: int) -> None:
         self._landed += size

@@ -11,7 +11,7 @@ from . import bodies
 from .events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed
 from .frames import SMALL_OBJECT, Flag, FrameType, pack
 from .inbound import UNASKED_COST
-from .leg import Handler, Leg, LegState, Transitions
+from .leg import Handler, Leg, LegState
 from .sending import Payload
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class OpenerLeg(Leg):
         "_unsized", "_word", "aborted", "body", "life", "over", "resuming", "sent", "settled", "withdrawn",
     )  # fmt: skip
     SENDS = FrameType.OBJECT
+    RESUMING: ClassVar[dict[int, Handler]] = {}
 
     def __init__(
         self, core: LinkCore, alias: int, opening: bodies.Opening, target: int, *, life: bytes, body: bytes
@@ -337,35 +338,36 @@ class OpenerLeg(Leg):
             self._finish()
         self._core.events.append(Refused(self, cause.rc, cause.reason, cause.word))
 
-    TRANSITIONS: ClassVar[Transitions] = {
-        LegState.OPEN: {
-            FrameType.REPLY: _on_reply,
-            FrameType.GRANT: Leg._on_grant,
-            FrameType.ALLOW: _on_allow,
-            FrameType.CREDIT: Leg._on_credit,
-            FrameType.ENDING: _on_ending,
-            FrameType.ENDED: _on_ended,
-            FrameType.REFUSED: _on_refused,
-            FrameType.LOST: Leg._on_lost,
-            FrameType.SUSPENDED: Leg._on_suspended,
-        },
-        LegState.DRAINING: {
-            FrameType.REPLY: _on_reply,
-            FrameType.GRANT: Leg._on_grant,
-            FrameType.ALLOW: _on_allow,
-            FrameType.CREDIT: Leg._on_credit,
-            FrameType.ENDING: _on_ending,
-            FrameType.ENDED: _on_ended,
-            FrameType.REFUSED: _on_refused,
-            FrameType.LOST: Leg._on_lost,
-            FrameType.SUSPENDED: Leg._on_suspended,
-        },
-    }
 
-    RESUMING: ClassVar[dict[int, Handler]] = {
-        FrameType.RESUME: _on_resumed,
-        FrameType.CREDIT: Leg._on_credit,  # of the hub before the site
-        FrameType.REFUSED: _on_not_resumed,
+OpenerLeg.TRANSITIONS = {
+    LegState.OPEN: {
+        FrameType.REPLY: OpenerLeg._on_reply,
+        FrameType.GRANT: Leg._on_grant,
+        FrameType.ALLOW: OpenerLeg._on_allow,
+        FrameType.CREDIT: Leg._on_credit,
+        FrameType.ENDING: OpenerLeg._on_ending,
+        FrameType.ENDED: OpenerLeg._on_ended,
+        FrameType.REFUSED: OpenerLeg._on_refused,
         FrameType.LOST: Leg._on_lost,
         FrameType.SUSPENDED: Leg._on_suspended,
-    }
+    },
+    LegState.DRAINING: {
+        FrameType.REPLY: OpenerLeg._on_reply,
+        FrameType.GRANT: Leg._on_grant,
+        FrameType.ALLOW: OpenerLeg._on_allow,
+        FrameType.CREDIT: Leg._on_credit,
+        FrameType.ENDING: OpenerLeg._on_ending,
+        FrameType.ENDED: OpenerLeg._on_ended,
+        FrameType.REFUSED: OpenerLeg._on_refused,
+        FrameType.LOST: Leg._on_lost,
+        FrameType.SUSPENDED: Leg._on_suspended,
+    },
+}
+
+OpenerLeg.RESUMING = {
+    FrameType.RESUME: OpenerLeg._on_resumed,
+    FrameType.CREDIT: Leg._on_credit,  # of the hub before the site
+    FrameType.REFUSED: OpenerLeg._on_not_resumed,
+    FrameType.LOST: Leg._on_lost,
+    FrameType.SUSPENDED: Leg._on_suspended,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -14,7 +14,7 @@ from .budget import LEAST_ASIDE
 from .events import Aborted, EndAnnounced, Lost, ObjectArrived, Resumed
 from .frames import SMALL_OBJECT, Flag, FrameType
 from .inbound import UNASKED_COST, UNCHARGED
-from .leg import Leg, LegState, Transitions
+from .leg import Leg, LegState
 from .sending import Payload
 
 if TYPE_CHECKING:
@@ -310,24 +310,25 @@ class ReceiverLeg(Leg):
             raise RemoteProtocolError(f"DONE from {self.opener} before the stream has ended here")
         self._close()
 
-    TRANSITIONS: ClassVar[Transitions] = {
-        LegState.OPEN: {
-            FrameType.OBJECT: _on_object,
-            FrameType.GRANT: Leg._on_grant,
-            FrameType.CREDIT: Leg._on_credit,
-            FrameType.END: _on_end,
-            FrameType.ABORT: _on_abort,
-            FrameType.LOST: Leg._on_lost,
-            FrameType.SUSPENDED: Leg._on_suspended,
-        },
-        LegState.DRAINING: {
-            FrameType.OBJECT: Leg._discard,
-            FrameType.GRANT: Leg._on_grant,
-            FrameType.CREDIT: Leg._on_credit,
-            FrameType.END: _on_end,
-            FrameType.ABORT: _on_abort,
-            FrameType.DONE: _on_done,
-            FrameType.LOST: Leg._on_lost,
-            FrameType.SUSPENDED: Leg._on_suspended,
-        },
-    }
+
+ReceiverLeg.TRANSITIONS = {
+    LegState.OPEN: {
+        FrameType.OBJECT: ReceiverLeg._on_object,
+        FrameType.GRANT: Leg._on_grant,
+        FrameType.CREDIT: Leg._on_credit,
+        FrameType.END: ReceiverLeg._on_end,
+        FrameType.ABORT: ReceiverLeg._on_abort,
+        FrameType.LOST: Leg._on_lost,
+        FrameType.SUSPENDED: Leg._on_suspended,
+    },
+    LegState.DRAINING: {
+        FrameType.OBJECT: Leg._discard,
+        FrameType.GRANT: Leg._on_grant,
+        FrameType.CREDIT: Leg._on_credit,
+        FrameType.END: ReceiverLeg._on_end,
+        FrameType.ABORT: ReceiverLeg._on_abort,
+        FrameType.DONE: ReceiverLeg._on_done,
+        FrameType.LOST: Leg._on_lost,
+        FrameType.SUSPENDED: Leg._on_suspended,
+    },
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from ..arguments import SITE_NAME
 from ..errors import LocalProtocolError, RemoteProtocolError
@@ -58,6 +58,8 @@ class Session:
         now: the time.
         proven: returns the name that the peer has proven to have, once it has; None where nothing proves it.
     """
+
+    TRANSITIONS: ClassVar[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {}
 
     def __init__(
         self,
@@ -212,20 +214,6 @@ class Session:
         # It is about to be logged.
         self._events.append(Departed(bodies.Goodbye(*map(_printable, (goodbye.code, goodbye.reason)))))
 
-    TRANSITIONS: Final[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {
-        (SessionState.GREETING, FrameType.HELLO): _on_hello,
-        (SessionState.GREETING, FrameType.GOAWAY): _on_goaway,
-        (SessionState.ADMITTING, FrameType.GOAWAY): _on_goaway,
-        (SessionState.OPEN, FrameType.PING): _on_ping,
-        (SessionState.OPEN, FrameType.PONG): _on_pong,
-        (SessionState.OPEN, FrameType.PRESENCE): _on_presence,
-        (SessionState.OPEN, FrameType.GOAWAY): _on_goaway,
-        (SessionState.CLOSING, FrameType.PING): _on_pong,
-        (SessionState.CLOSING, FrameType.PONG): _on_pong,
-        (SessionState.CLOSING, FrameType.PRESENCE): _on_pong,
-        (SessionState.CLOSING, FrameType.GOAWAY): _on_pong,
-    }
-
     def next_deadline(self) -> float:
         """Return when ``handle_timeout`` is to be called at the latest."""
         if self.state in (SessionState.GREETING, SessionState.ADMITTING):
@@ -249,3 +237,18 @@ class Session:
         elif now >= self._beat():
             self.last_sent = now
             self.ping()
+
+
+Session.TRANSITIONS = {
+    (SessionState.GREETING, FrameType.HELLO): Session._on_hello,
+    (SessionState.GREETING, FrameType.GOAWAY): Session._on_goaway,
+    (SessionState.ADMITTING, FrameType.GOAWAY): Session._on_goaway,
+    (SessionState.OPEN, FrameType.PING): Session._on_ping,
+    (SessionState.OPEN, FrameType.PONG): Session._on_pong,
+    (SessionState.OPEN, FrameType.PRESENCE): Session._on_presence,
+    (SessionState.OPEN, FrameType.GOAWAY): Session._on_goaway,
+    (SessionState.CLOSING, FrameType.PING): Session._on_pong,
+    (SessionState.CLOSING, FrameType.PONG): Session._on_pong,
+    (SessionState.CLOSING, FrameType.PRESENCE): Session._on_pong,
+    (SessionState.CLOSING, FrameType.GOAWAY): Session._on_pong,
+}
