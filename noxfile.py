@@ -19,6 +19,9 @@ ROOT: Final = Path(__file__).parent
 SUPPORTED: Final = ("3.11", "3.12", "3.13")
 PROJECT: Final = nox.project.load_toml(ROOT / "pyproject.toml")
 
+# What a build that compiles is told; see compiling.py.
+COMPILE: Final = {"HATCH_BUILD_HOOKS_ENABLE": "1"}
+
 # torch's default wheel weighs gigabytes, so only the session `torch` installs it.
 TESTED_EXTRAS: Final = ".[arrow,blake3,cli,demo,trio,uvloop]"
 
@@ -119,6 +122,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[0])
+def compiled(session: nox.Session) -> None:
+    """Compile the package, which takes a C compiler and minutes, and run the tests on that; posargs go to pytest."""
+    session.install(TESTED_EXTRAS, *group("test"), env=COMPILE)
+    fewer = [f"--ignore=tests/{path}" for path in ("docs", "fuzz", "mutants", "test_benchmarks.py")]
+    session.run("python", "-m", "pytest", *fewer, *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
 def torch(session: nox.Session) -> None:
     """Run the tests that need torch, which is large; posargs go to pytest."""
     session.install(".[cli,trio]", "torch==2.13.0", *group("test"))
@@ -203,12 +214,17 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0])
 def bench(session: nox.Session) -> None:
-    """Measure all and write benchmarks/results; `-- --quick` takes seconds, `-- fan_out --sites 64` runs one script."""
+    """Measure the compiled build, write benchmarks/results; `-- --quick` takes seconds, `-- fan_out` runs one script.
+
+    `-- --interpreted small_objects` measures what is installed where nothing is compiled.
+    """
+    build = {} if "--interpreted" in session.posargs else COMPILE
+    given = [option for option in session.posargs if option != "--interpreted"]
     scripts = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
-    script, *options = session.posargs or ["report"]
+    script, *options = given or ["report"]
     if script.startswith("-"):
-        script, options = "report", session.posargs
+        script, options = "report", given
     if script not in scripts:
         session.error(f"no benchmark is named {script!r}; there are: {', '.join(scripts)}")
-    session.install(".[security]", *group("bench"), *group("peers"))
+    session.install(".[security]", *group("bench"), *group("peers"), env=build)
     session.run("python", "-m", f"benchmarks.{script}", *options)

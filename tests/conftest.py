@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from fanstream.protocol import core
+
 # Half of what is usual: there are many such tests, and they run often.
 settings.register_profile("suite", max_examples=50)
 settings.load_profile("suite")
@@ -33,7 +35,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+COMPILED = not (getattr(core, "__file__", "") or "").endswith(".py")
+"""Whether the package under test is a compiled build."""
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is marked `torch` where torch is not installed."""
+    """Skip what is marked `torch` where torch is not installed, and `interpreted` where the package is compiled."""
+    if COMPILED and item.get_closest_marker("interpreted") is not None:
+        pytest.skip("nothing can take the place of a part that is compiled")
     if item.get_closest_marker("torch") is not None and find_spec("torch") is None:
         pytest.skip("torch is not installed; `nox -s torch` runs this test")

@@ -297,6 +297,7 @@ def as_bytes(buffer: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(buffer, np.uint8)
 
 
+@pytest.mark.interpreted
 @anywhere
 async def test_an_object_is_encoded_once_and_its_own_memory_is_what_every_site_is_sent(
     transport: str, counts: Counts, monkeypatch: pytest.MonkeyPatch

@@ -70,6 +70,7 @@ class Answering(ObjectConsumer, ConsumerFactory):
         pass
 
 
+@pytest.mark.interpreted
 @within_the_process
 async def test_long_and_short_ones_keep_their_order(transport: str, threads: list[threading.Thread]) -> None:
     number = 12

@@ -162,6 +162,7 @@ async def test_plain_tcp_beyond_loopback_is_refused_unless_asked_for() -> None:
         assert engine.addresses
 
 
+@pytest.mark.interpreted
 @on_sockets
 async def test_a_silent_peer_is_noticed() -> None:
     settings = EngineSettings(heartbeat=0.05, silence=0.2)
@@ -213,6 +214,7 @@ async def test_a_cancelled_engine_ends_its_streams_at_once() -> None:
             assert not result.complete
 
 
+@pytest.mark.interpreted
 @on_sockets
 async def test_a_library_that_a_site_lacks_ends_the_stream_there_and_not_the_link(
     monkeypatch: pytest.MonkeyPatch,

@@ -291,7 +291,7 @@ class DurableStream(OutgoingStream):
 def maker(
     ledger: Ledger | None,
     take_up: TakeUp,
-    resume: str | None,
+    resume: object,
     channel: str,
     topic: str,
     targets: Sequence[str],
@@ -329,7 +329,7 @@ def maker(
 
 def _find(
     ledger: Ledger,
-    stream: str,
+    stream: object,
     channel: str,
     topic: str,
     targets: Sequence[str],
