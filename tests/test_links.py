@@ -13,8 +13,8 @@ import pytest
 
 from fanstream import EngineSettings, FLContext, Shareable, StreamContext, StreamEngine, StreamOptions, make_reply
 from fanstream.errors import ConnectError, NameInUseError, SecurityError
-from fanstream.protocol.frames import HEADER
-from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
+from fanstream.protocol.frames import HEADER, FrameType
+from fanstream.testing import FaultyNetwork, Frame, LinkControl, asyncio_backend, trio_backend
 from tests.federation import Keeper, Numbers, delayed, federation, until
 
 AT_ONCE = StreamOptions(resume_window=0)
@@ -385,3 +385,27 @@ class TestOnVirtualTime:
                 assert producer.rcs("site-2") == ["OK"] * 2
                 assert keeper.rcs == ["COMMUNICATION_ERROR"]
                 assert keeper.ended_at == pytest.approx(moments[0], abs=1e-5)
+
+    @pytest.mark.parametrize(("way", "kind"), [("down", FrameType.OBJECT), ("up", FrameType.REPLY)])
+    async def test_a_flipped_bit_in_a_header_ends_the_link_and_its_streams_and_the_site_dials_anew(
+        self, way: str, kind: FrameType
+    ) -> None:
+        with FaultyNetwork(delayed(0.005)) as network:
+            async with federation("memory", 1, seconds=400) as fed:
+                Keeper().register(fed.sites["site-1"])
+                flips = 0
+
+                def flip(frame: Frame) -> list[Frame]:
+                    nonlocal flips
+                    if frame.kind != kind or flips:
+                        return [frame]
+                    flips += 1
+                    return [frame._replace(seq=frame.seq ^ 1 << 20)]
+
+                getattr(network.link("site-1"), way).rewrite = flip
+                result = await fed.stream(Numbers(3, timeout=300))
+                assert flips == 1
+                assert result.sites["site-1"].outcomes == {"lost": 1, "unreachable": 2}
+                await fed.server.wait_for_sites(["site-1"])
+                assert len(network.links) == 2
+                assert (await fed.stream(Numbers(3, timeout=300))).complete
