@@ -42,6 +42,7 @@ MODULES: Final = (
     "protocol/resets",
     "protocol/sending",
     "protocol/session",
+    "protocol/surroundings",
 )
 _SETUP: Final = """
 import sys

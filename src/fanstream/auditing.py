@@ -17,9 +17,9 @@ from .observe import (
 )
 from .outgoing import OutgoingStream
 from .protocol.bodies import Opening
-from .protocol.core import Routing
 from .protocol.events import Forwarded, TurnedAway
 from .protocol.receiver import ReceiverLeg
+from .protocol.surroundings import Routing
 from .shareable import ReturnCode
 
 

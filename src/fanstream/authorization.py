@@ -14,7 +14,7 @@ from .arguments import OWN
 from .errors import KitError, SecurityError
 from .observe import Audit, PolicyDecided, PolicyLoaded
 from .protocol.bodies import Opening
-from .protocol.core import Refusal, Routing
+from .protocol.surroundings import Refusal, Routing
 from .shareable import ReturnCode
 
 if TYPE_CHECKING:

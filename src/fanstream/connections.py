@@ -18,7 +18,7 @@ from .link import Link
 from .membership import Refusals, watch_kit
 from .observe import Audit
 from .protocol.bodies import Hello, Opening
-from .protocol.core import LinkCore, Refusal, Routing, Surroundings
+from .protocol.core import LinkCore
 from .protocol.events import Forwarded, Opened, PresenceChanged, TurnedAway
 from .protocol.frames import MAGIC
 from .protocol.inbound import Decoders
@@ -26,6 +26,7 @@ from .protocol.opener import OpenerLeg
 from .protocol.receiver import ReceiverLeg
 from .protocol.relay import FIRST_WINDOW
 from .protocol.session import SessionState
+from .protocol.surroundings import Refusal, Routing, Surroundings
 from .resuming import Resuming
 from .shareable import ReturnCode
 from .sites import Sites

@@ -29,9 +29,10 @@ from .observe import Audit, EventStream
 from .outgoing import OutgoingStream
 from .producing import ProducerRun
 from .protocol.bodies import Opening
-from .protocol.core import LinkCore, Refusal
+from .protocol.core import LinkCore
 from .protocol.events import Opened
 from .protocol.receiver import ReceiverLeg
+from .protocol.surroundings import Refusal
 from .registry import Registration, Registry
 from .running import Work, running
 from .shareable import ReturnCode, Shareable

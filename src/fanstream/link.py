@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from .deadlines import Deadline, Deadlines
 from .errors import BrokenError, ConnectError, RemoteProtocolError, SecurityError
 from .protocol.bodies import Hello
-from .protocol.core import LinkCore, Surroundings
+from .protocol.core import LinkCore
 from .protocol.events import (
     Departed,
     Event,
@@ -22,6 +22,7 @@ from .protocol.events import (
     TurnedAway,
 )
 from .protocol.session import SessionState
+from .protocol.surroundings import Surroundings
 from .transports.base import Wire
 from .wakeup import Face
 

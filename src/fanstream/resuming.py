@@ -20,7 +20,7 @@ AnyEnd = OpenerLeg | ReceiverLeg
 
 
 class Resuming:
-    """The ends of an engine's streams, with a deadline for each that no link holds (``protocol.core.Keeper``).
+    """The ends of an engine's streams, with a deadline for each that no link holds (``protocol.surroundings.Keeper``).
 
     Args:
         deadlines: the engine's.

@@ -17,13 +17,14 @@ from fanstream.codec import Codec, tags
 from fanstream.errors import CodecError, RemoteProtocolError, SealError
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Route, Routing, Surroundings
+from fanstream.protocol.core import LinkCore
 from fanstream.protocol.events import Event, ObjectArrived, Opened, ReplyArrived, Resumed
 from fanstream.protocol.frames import HEADER, NO_STREAM, FrameType
 from fanstream.protocol.leg import LegState
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.receiving import FrameReader
+from fanstream.protocol.surroundings import Refusal, Route, Routing, Surroundings
 from fanstream.security.sealed import messages
 from fanstream.shareable import ReturnCode
 from tests.codec.carrying import same

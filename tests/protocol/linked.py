@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 from fanstream.codec import Codec, Encoded
 from fanstream.options import EngineSettings, Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import Admit, LinkCore, Refusal, Route, Routing, Surroundings
+from fanstream.protocol.core import LinkCore
 from fanstream.protocol.events import Event, Opened
 from fanstream.protocol.frames import MAGIC
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.relay import FIRST_WINDOW
+from fanstream.protocol.surroundings import Admit, Refusal, Route, Routing, Surroundings
 from fanstream.shareable import Shareable
 
 CODEC = Codec()

@@ -9,7 +9,7 @@ import pytest
 from fanstream.errors import CodecError, LocalProtocolError, RemoteProtocolError
 from fanstream.options import Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Routing
+from fanstream.protocol.core import LinkCore
 from fanstream.protocol.events import (
     Aborted,
     Departed,
@@ -30,6 +30,7 @@ from fanstream.protocol.frames import CHUNK_HEADER, MAGIC, PAYLOAD, Flag, FrameT
 from fanstream.protocol.leg import LegState
 from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.session import SessionState
+from fanstream.protocol.surroundings import Refusal, Routing
 from tests.protocol.linked import Hub
 
 from .linked import Legs, Side, encoded, linked, opening, pump, small_limits, stream, surroundings

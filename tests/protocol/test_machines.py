@@ -18,7 +18,7 @@ from fanstream.codec import Encoded
 from fanstream.codec.memory import Memory
 from fanstream.options import Limits
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Routing, Surroundings
+from fanstream.protocol.core import LinkCore
 from fanstream.protocol.events import (
     Aborted,
     EndAnnounced,
@@ -35,6 +35,7 @@ from fanstream.protocol.events import (
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.protocol.receiver import ReceiverLeg
 from fanstream.protocol.relay import FIRST_WINDOW, RelayLeg
+from fanstream.protocol.surroundings import Refusal, Routing, Surroundings
 from fanstream.shareable import ReturnCode, Shareable
 from tests.protocol.linked import CODEC, Side, connect, surroundings
 

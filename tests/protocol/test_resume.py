@@ -11,7 +11,7 @@ import pytest
 
 from fanstream.errors import RemoteProtocolError
 from fanstream.protocol import bodies
-from fanstream.protocol.core import LinkCore, Refusal, Routing, Surroundings
+from fanstream.protocol.core import LinkCore
 from fanstream.protocol.events import (
     Aborted,
     EndAnnounced,
@@ -27,6 +27,7 @@ from fanstream.protocol.events import (
 from fanstream.protocol.frames import FrameType, pack
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.protocol.receiver import ReceiverLeg
+from fanstream.protocol.surroundings import Refusal, Routing, Surroundings
 from fanstream.shareable import Shareable
 
 from .linked import CODEC, Legs, Pair, Side, connect, encoded, linked, opening, pump, small_limits, surroundings

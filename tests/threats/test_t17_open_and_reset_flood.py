@@ -7,9 +7,9 @@ import pytest
 from fanstream import EngineSettings, Limits, ReturnCode
 from fanstream.errors import RemoteProtocolError
 from fanstream.protocol import bodies
-from fanstream.protocol.core import Surroundings
 from fanstream.protocol.events import Aborted, EndAnnounced, ObjectArrived, Opened, Refused
 from fanstream.protocol.resets import Resets
+from fanstream.protocol.surroundings import Surroundings
 from fanstream.testing import Frame, RawPeer
 from tests.federation import (
     QUICK,

@@ -3,103 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..shareable import ReturnCode
 from . import bodies
-from .budget import ASIDE, Budget
+from .budget import ASIDE
 from .events import Event, Forwarded, Lost, Opened, TurnedAway
 from .frames import MAX_ALIAS, NO_STREAM, PAYLOAD_SIZE, U32, Flag, FrameType, pack
-from .inbound import Decoders, Inbound, NoRoomError
+from .inbound import Inbound, NoRoomError
 from .opener import OpenerLeg
 from .receiver import ReceiverLeg
 from .receiving import FrameReader
-from .relay import RelayLeg, RelayPool
+from .relay import RelayLeg
 from .relay import join as join_relays
-from .resets import Resets
 from .sending import Buffer, Outbound, Payload, Scheduler
 from .session import Session
-
-if TYPE_CHECKING:
-    from ..options import EngineSettings
+from .surroundings import Refusal, Routing, Surroundings
 
 _SLOWEST: Final = 16 * 1024  # bytes per second; a link that carries less cannot carry a CHUNK within any patience
 _TELL: Final = 1.0  # seconds between two signs that a large object moves: a sender waits no shorter for one
 _LINK_TYPES: Final = 16  # below it, a frame concerns the link
 _KNOWN: Final = frozenset(int(kind) for kind in FrameType)
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a stream is not taken."""
-
-    rc: str
-    reason: str
-
-
-Routing = bodies.Opening | bodies.Resumption
-"""What says where a stream goes, as it begins or goes on."""
-
-Route = Callable[["LinkCore", Routing, str], "LinkCore | Refusal | None"]
-"""Where a stream to a target goes: None to this site, another link to be forwarded, or nowhere."""
-
-Admit = Callable[[bodies.Opening], Refusal | None]
-"""Whether this site takes a stream."""
-
-
-class Keeper(Protocol):
-    """Knows all legs of one engine, and for how long those may live that no link holds."""
-
-    def opened(self, leg: ReceiverLeg) -> None:
-        """A stream was opened at this site."""
-
-    def find(self, opener: str, stream: bytes) -> ReceiverLeg | None:
-        """Return this site's end of a stream, if there is one."""
-
-    def count(self, opener: str) -> int:
-        """Return how many ends of streams of *opener* this site has, suspended and ended ones included."""
-
-    def suspended(self, leg: OpenerLeg | ReceiverLeg) -> None:
-        """The way of a stream is broken: it has its resume window to come back; that of an earlier call goes on."""
-
-    def resumed(self, leg: OpenerLeg | ReceiverLeg) -> None:
-        """It has come back."""
-
-    def followed(self, leg: ReceiverLeg) -> None:
-        """A later life of its opener has taken a durable stream up."""
-
-    def lingers(self, leg: OpenerLeg | ReceiverLeg) -> None:
-        """A stream has ended at this end, and the other has not said yet that it knows."""
-
-    def closed(self, leg: OpenerLeg | ReceiverLeg) -> None:
-        """A leg is of no more use."""
-
-
-class Surroundings:
-    """What all the links of one engine share.
-
-    Args:
-        settings: the engine's.
-        decoder: its codec.
-        route, admit: where streams go, and whether they are taken here.
-        keeper: of the engine's legs.
-    """
-
-    __slots__ = ("admit", "budget", "decoder", "keeper", "relays", "resets", "route", "settings")
-
-    def __init__(self, settings: EngineSettings, decoder: Decoders, route: Route, admit: Admit, keeper: Keeper) -> None:
-        limits = settings.limits
-        self.settings = settings
-        self.decoder = decoder
-        self.budget = Budget(limits.origin_bytes, limits.engine_bytes, limits.unasked_bytes)
-        self.relays = RelayPool(limits.relay_bytes, limits.frame)
-        self.resets = Resets(limits.resets, limits.reset_window)
-        self.route = route
-        self.admit = admit
-        self.keeper = keeper
-
 
 AnyLeg = OpenerLeg | ReceiverLeg | RelayLeg
 

@@ -339,30 +339,20 @@ class OpenerLeg(Leg):
         self._core.events.append(Refused(self, cause.rc, cause.reason, cause.word))
 
 
-OpenerLeg.TRANSITIONS = {
-    LegState.OPEN: {
-        FrameType.REPLY: OpenerLeg._on_reply,
-        FrameType.GRANT: Leg._on_grant,
-        FrameType.ALLOW: OpenerLeg._on_allow,
-        FrameType.CREDIT: Leg._on_credit,
-        FrameType.ENDING: OpenerLeg._on_ending,
-        FrameType.ENDED: OpenerLeg._on_ended,
-        FrameType.REFUSED: OpenerLeg._on_refused,
-        FrameType.LOST: Leg._on_lost,
-        FrameType.SUSPENDED: Leg._on_suspended,
-    },
-    LegState.DRAINING: {
-        FrameType.REPLY: OpenerLeg._on_reply,
-        FrameType.GRANT: Leg._on_grant,
-        FrameType.ALLOW: OpenerLeg._on_allow,
-        FrameType.CREDIT: Leg._on_credit,
-        FrameType.ENDING: OpenerLeg._on_ending,
-        FrameType.ENDED: OpenerLeg._on_ended,
-        FrameType.REFUSED: OpenerLeg._on_refused,
-        FrameType.LOST: Leg._on_lost,
-        FrameType.SUSPENDED: Leg._on_suspended,
-    },
+# A stream that drains is still answered, granted and given credit: only this side says less.
+_TAKEN: Final[dict[int, Handler]] = {
+    FrameType.REPLY: OpenerLeg._on_reply,
+    FrameType.GRANT: Leg._on_grant,
+    FrameType.ALLOW: OpenerLeg._on_allow,
+    FrameType.CREDIT: Leg._on_credit,
+    FrameType.ENDING: OpenerLeg._on_ending,
+    FrameType.ENDED: OpenerLeg._on_ended,
+    FrameType.REFUSED: OpenerLeg._on_refused,
+    FrameType.LOST: Leg._on_lost,
+    FrameType.SUSPENDED: Leg._on_suspended,
 }
+
+OpenerLeg.TRANSITIONS = {LegState.OPEN: _TAKEN, LegState.DRAINING: _TAKEN}
 
 OpenerLeg.RESUMING = {
     FrameType.RESUME: OpenerLeg._on_resumed,
