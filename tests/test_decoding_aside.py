@@ -128,6 +128,7 @@ async def test_arrays_of_an_object_with_a_long_envelope_are_private_and_writable
     assert arrays["large"][1] == 1
 
 
+@pytest.mark.interpreted
 @within_the_process
 async def test_a_library_is_imported_by_a_thread(
     transport: str, threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch

@@ -173,6 +173,7 @@ async def test_a_peer_that_says_goodbye_with_its_greeting_is_no_defect(
     assert "defect" not in caplog.text
 
 
+@pytest.mark.interpreted
 @within_the_process
 @pytest.mark.anyio
 async def test_a_stream_whose_objects_wait_to_be_consumed_is_not_watched_every_millisecond(transport: str) -> None:
