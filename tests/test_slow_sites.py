@@ -108,6 +108,36 @@ async def test_through_a_hub_progress_is_that_of_the_site_beyond(transport: str)
 
 
 @on_memory
+async def test_what_has_come_of_one_long_frame_is_progress(transport: str) -> None:
+    """The first chunk takes 25 s, and a reply that is one frame 20 s: more than the progress timeout."""
+
+    async def answer(_n: int) -> Any:
+        reply = make_reply("OK")
+        reply["update"] = "x" * 200 * KIB
+        return True, reply
+
+    with FaultyNetwork(rates(site_1=10 * KIB)):
+        async with federation(transport, 1, seconds=LONG) as fed:
+            Keeper(answer).register(fed.sites["site-1"])
+            models = Models(MIB)
+            assert (await fed.stream(models, options=PATIENT)).complete, models.reason("site-1")
+    assert models.seconds[0] > 120
+
+
+@on_memory
+async def test_through_a_hub_a_line_is_seen_to_move_as_its_site_says_so(transport: str) -> None:
+    """A hub gives credit in pieces that take longer; only what is under way at the end has to fit the timeout."""
+    with FaultyNetwork(rates(site_2=10 * KIB)):
+        async with federation(transport, 2, seconds=LONG) as fed:
+            Keeper().register(fed.sites["site-2"])
+            models = Models(4 * MIB)
+            options = StreamOptions(progress_timeout=30)
+            result = await fed.stream(models, ["site-2"], opener=fed.sites["site-1"], options=options)
+            assert result.complete, models.reason("site-2")
+    assert models.seconds[0] > 400
+
+
+@on_memory
 async def test_the_objects_own_timeout_stays_the_longest(transport: str) -> None:
     with FaultyNetwork(rates(site_1=20 * KIB)):
         async with federation(transport, 1, seconds=LONG) as fed:

@@ -420,7 +420,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/relay.py",
-        "            piece = min(size - start, other._core.scheduler.frame)\n",
+        "            piece = min(size - start, other._core.scheduler.chunk)\n",
         "            piece = size - start\n",
         "a hub sends larger chunks on than the next link takes",
         ("protocol/test_relay.py",),
@@ -519,10 +519,24 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "protocol/core.py",
-        "                    leg.inbound.tell_progress()\n",
+        "                    leg.inbound.tell_progress(self.landing(leg.alias))\n",
         "                    pass\n",
         "a sender does not see that a large object moves",
         _CORE,
+    ),
+    Mutation(
+        "protocol/inbound.py",
+        "            self._landed = -landing\n",
+        "",
+        "what has landed of a chunk gets credit again with the whole chunk",
+        _CORE,
+    ),
+    Mutation(
+        "protocol/relay.py",
+        "            self._has_left(min(self._landed, self._sent))",
+        "            self._has_left(self._landed)",
+        "a site's credit lets its opener fill a hub without limit",
+        ("protocol/test_relay.py",),
     ),
     # --- the opener's shell ---
     Mutation(

@@ -301,13 +301,44 @@ def test_a_large_object_on_its_way_is_credited_once_a_second() -> None:
         credit = right.output()
         right.feed(data[start + 50_000 : start + 100_000], now=second + 0.9)
         assert right.output() == b"", "nor more often"
-        if second > 10:  # at first no chunk was whole
-            left.feed(credit, now=second)
-            marks.append(sender.progress)
+        left.feed(credit, now=second)
+        marks.append(sender.progress)
     assert marks[1] == marks[2]
-    assert len(set(marks)) == 3 + 7 - 1
+    assert len(set(marks)) == 3 + 8 - 1
     right.feed(data[800_000:], now=17.9)
     assert right.output(now=17.9) == b"", "it has arrived"
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        pytest.param({"w": np.zeros(60_000, np.uint8)}, id="chunk"),
+        pytest.param({"w": "x" * 200_000}, id="envelope"),
+        pytest.param({"w": "x" * 20_000}, id="small"),
+    ],
+)
+def test_what_has_come_of_one_frame_is_seen_to_move_and_gets_credit_once(obj: dict[str, Any]) -> None:
+    left, right = linked()
+    sender, receiver = stream((left, right))
+    window = sender.outbound.credit
+    sender.send(0, encoded(**obj), 0)
+    data = left.output()
+    marks = [sender.progress]
+    for second in range(1, 11):
+        right.feed(data[len(data) * (second - 1) // 10 : len(data) * second // 10], now=second + 1.0)
+        left.feed(right.output())
+        marks.append(sender.progress)
+    assert len(set(marks)) >= 9, "the first tenth may hold no more than a head, and the last ends it"
+    right.take(ObjectArrived)
+    assert sender.outbound.credit + receiver.inbound._landed == window
+
+    receiver.reply(0, encoded(**obj))
+    data = right.output()
+    marks = [sender.progress]
+    for tenth in range(10):
+        left.feed(data[len(data) * tenth // 10 : len(data) * (tenth + 1) // 10])
+        marks.append(sender.progress)
+    assert len(set(marks)) == 11
 
 
 def test_a_reply_that_waits_for_room_at_the_opener_has_no_mark() -> None:

@@ -125,7 +125,7 @@ class LinkCore:
             self._tell_at = now + _TELL
             for leg in self.legs.values():
                 if not isinstance(leg, RelayLeg):  # a hub gives credit as bytes leave it
-                    leg.inbound.tell_progress()
+                    leg.inbound.tell_progress(self.landing(leg.alias))
         return self.take_events()
 
     def take_events(self) -> list[Event]:
@@ -136,6 +136,11 @@ class LinkCore:
         taken = events[:]
         events.clear()
         return taken
+
+    def landing(self, alias: int) -> int:
+        """Return how many bytes have come of a stream's payload or CHUNK that is not whole."""
+        begun, size = self._reader.landing
+        return size if begun == alias else 0
 
     def next_output(self, limit: int, now: float) -> list[Buffer]:
         """Return what is to be written next, about *limit* bytes; empty when there is nothing.

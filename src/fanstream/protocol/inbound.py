@@ -407,10 +407,16 @@ class Inbound:
         self._scheduler.control(pack(FrameType.CREDIT, self._alias, self._landed, target=self._target))
         self._landed = 0
 
-    def tell_progress(self) -> None:
-        """Give credit for what has landed of a large object, so that its sender sees that it moves."""
-        if self._landed and self._by_seq:
+    def tell_progress(self, landing: int) -> None:
+        """Give credit for what has landed of a large object, so that its sender sees that it moves.
+
+        Args:
+            landing: bytes that have come of a payload or chunk that is not whole: they get credit ahead of it.
+        """
+        if self._landed + landing > 0 and (landing or self._by_seq):
+            self._landed += landing
             self._give_credit()
+            self._landed = -landing
 
     @property
     def progress(self) -> Hashable:

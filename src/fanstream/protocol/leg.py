@@ -96,7 +96,7 @@ class Leg:
     def progress(self) -> Hashable:
         """A mark that differs from what it was before whenever bytes have moved; None while it is up to this side."""
         inward = self.inbound.progress
-        return None if inward is None else (self.outbound.progress, inward)
+        return None if inward is None else (self.outbound.progress, inward, self._core.landing(self.alias))
 
     def _on_grant(self, flags: int, seq: int, body: memoryview) -> None:
         if not self.outbound.grant(seq):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from ..errors import RemoteProtocolError
-from .frames import CHUNK, CHUNK_HEADER_SIZE, HEADER, HEADER_SIZE, FrameType
+from .frames import CHUNK, CHUNK_HEADER_SIZE, HEADER, HEADER_SIZE, NO_STREAM, FrameType
 
 STAGE_SIZE: Final = 64 * 1024
 BEHIND: Final = 2 * 1024
@@ -15,6 +15,7 @@ than those, since what is read here of a chunk is copied once more."""
 
 _SMALLEST_LIMIT: Final = 1024  # no limit of a frame's body is less (options.Limits)
 _CHUNK_TYPE: Final = int(FrameType.CHUNK)
+_PAYLOADS: Final = (int(FrameType.OBJECT), int(FrameType.REPLY))
 
 
 class FrameSink(Protocol):
@@ -65,6 +66,27 @@ class FrameReader:
     def idle(self) -> bool:
         """Whether no frame is begun and unfinished."""
         return self._into is None and self._have == 0
+
+    @property
+    def landing(self) -> tuple[int, int]:
+        """The stream whose payload or CHUNK is begun and not whole, and how many bytes of that have come.
+
+        It is no stream where nothing is begun that will count.
+        """
+        into, body = self._into, self._body
+        if into is None:
+            if self._have > HEADER_SIZE:
+                _length, kind, _flags, _target, alias, *_ = HEADER.unpack_from(self._view)
+                if kind in _PAYLOADS:
+                    return alias, self._have - HEADER_SIZE
+        elif body is not None:
+            kind, _flags, _target, alias, _seq, _attempt = self._pending
+            if kind in _PAYLOADS:
+                return alias, len(body) - len(into)
+        elif not self._discard:
+            alias, _seq, size = self._pending
+            return alias, size - len(into)
+        return NO_STREAM, 0
 
     def get_buffers(self) -> list[memoryview]:
         """Return where the next bytes are to be read, in order: a destination and room behind it, or the stage."""

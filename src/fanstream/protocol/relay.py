@@ -92,8 +92,8 @@ class RelayLeg:
     """
 
     __slots__ = (
-        "_aborted", "_answered", "_core", "_ended", "_landing", "_owed", "_pool", "_queue", "_returned", "_target",
-        "_window", "alias", "credit", "joined", "opening", "other",
+        "_aborted", "_answered", "_core", "_ended", "_landed", "_landing", "_left", "_owed", "_pool", "_queue",
+        "_returned", "_sent", "_target", "_window", "alias", "credit", "joined", "opening", "other",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +114,9 @@ class RelayLeg:
         self._window = FIRST_WINDOW  # granted to the sender on this link
         self._owed = 0  # received from it, and not granted anew yet
         self._returned = 0  # left on the other link, and about to be granted anew
+        self._sent = 0  # handed out on this link so far
+        self._landed = 0  # of it, what the site on this link has given credit for
+        self._left = 0  # of it, what was written or has landed: its sender may send as much again
         self._answered = isinstance(opening, bodies.Resumption)  # the site on this link has, to all that is known here
         self._ended = False  # the site on this link has said so
         self._aborted = False  # the opener, on the other link, has; nobody waits for the replies any more
@@ -147,6 +150,9 @@ class RelayLeg:
         other = self.other
         if kind == FrameType.CREDIT:
             self.credit += seq
+            self._landed += seq
+            self._has_left(min(self._landed, self._sent))  # of a long chunk, this comes before the rest is written
+            other._give_credit()  # so that bytes are seen to move at the stream's other end too
             self._join()
         elif kind in _DATA:
             size = len(body)
@@ -185,7 +191,7 @@ class RelayLeg:
         return memoryview(block)[:size]
 
     def chunk_done(self, seq: int, size: int) -> None:
-        """Send on the chunk that has landed, in pieces if the other link takes no larger ones."""
+        """Send on the chunk that has landed, in pieces if the other link takes no larger ones, or takes them slowly."""
         if self._landing is None:
             return
         block, buffer, offset = self._landing
@@ -194,7 +200,7 @@ class RelayLeg:
         view = memoryview(block)
         start = 0
         while start < size:
-            piece = min(size - start, other._core.scheduler.frame)
+            piece = min(size - start, other._core.scheduler.chunk)
             header = CHUNK_HEADER.pack(
                 piece + CHUNK.size, FrameType.CHUNK, 0, other._target, other.alias, seq, 0, 0, buffer, 0, offset + start
             )
@@ -253,19 +259,32 @@ class RelayLeg:
             done += held.size
             gone.append(held)
 
+        self._sent += done
+        through = self._sent
+
         def written() -> None:
             for held in gone:
                 self._pool.recycle(held.block)
-            self.other._gone(done)
+            self._has_left(through)
 
         self._core.scheduler.when_written(written)
         return done
+
+    def _has_left(self, total: int) -> None:
+        size = total - self._left
+        if size > 0:
+            self._left = total
+            self.other._gone(size)
 
     def _gone(self, size: int) -> None:
         """Hear that *size* bytes received here have left on the other link."""
         self._returned += size
         if self._returned * 4 >= self._window or not self.other._queue:
-            returned, self._returned = self._returned, 0
+            self._give_credit()
+
+    def _give_credit(self) -> None:
+        returned, self._returned = self._returned, 0
+        if returned:
             self._owed -= returned
             if self.alias in self._core.legs:
                 self._grant(returned)
