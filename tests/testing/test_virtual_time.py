@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -125,6 +125,38 @@ async def test_threads_one_after_the_other_and_at_once() -> None:
     assert 20 <= watch.virtual < 25
     await anyio.sleep(1000)
     assert watch.real < 5
+
+
+@virtual
+async def test_the_clock_stands_still_while_code_runs_though_a_thread_is_at_work() -> None:
+    released = threading.Event()
+    watch = Stopwatch()
+
+    def run_long() -> None:
+        time.sleep(0.3)  # as where the machine gives the process no time
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(anyio.to_thread.run_sync, released.wait, 10)
+        await anyio.lowlevel.checkpoint()
+        with anyio.move_on_after(0.2) as scope:
+            run_long()
+            await anyio.lowlevel.checkpoint()
+        released.set()
+    assert not scope.cancelled_caught
+    assert watch.virtual < 0.2
+
+
+@virtual
+async def test_the_clock_does_not_jump_ahead_of_a_thread_that_a_generator_waits_for() -> None:
+    async def chunks() -> AsyncGenerator[None, None]:
+        await anyio.to_thread.run_sync(time.sleep, 0.1)
+        yield
+
+    watch = Stopwatch()
+    with anyio.fail_after(30):
+        async for _ in chunks():
+            pass
+    assert watch.virtual < 5
 
 
 @on_asyncio

@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from types import CodeType
-from typing import Any, Final
+import time
+from typing import Final
 
 import trio.abc
-import trio.lowlevel
 import trio.testing
 
-_RUN_SYNC: Final[CodeType] = inspect.unwrap(trio.to_thread.run_sync).__code__
+_FOR_EVER: Final = 1e9  # seconds of real time that a run waits where its clock would jump first
 
 
 class ClockKeeper(trio.abc.Instrument):
-    """While a task waits for a worker thread, has *clock* go at the pace of the real one instead of jumping.
+    """While a worker thread is at work, has a clock go at the pace of the real one, as far as the run is idle.
+
+    Trio asks its clock how long it may wait whenever no task can run, and only then. So that is where to look for
+    threads: no task has to be watched or started for it. A mock clock cannot be derived from, so it is told what to
+    answer.
 
     Args:
         clock: the run's.
         tick: what the time that tasks see is a multiple of, in seconds.
+        pace: how far the clock goes at once while a thread is at work, in seconds: where the process gets no time to
+            run, no more than that passes.
     """
 
-    def __init__(self, clock: trio.testing.MockClock, tick: float) -> None:
+    def __init__(self, clock: trio.testing.MockClock, tick: float, pace: float) -> None:
         self._clock = clock
         self._tick = tick
-        self._waiting: set[trio.lowlevel.Task] = set()
+        self._pace = pace
+        self._most = 0.0  # how far the clock goes with the wait that begins
+        self._began = 0.0
+        clock.deadline_to_sleep_time = self._time_to_wait  # type: ignore[method-assign]
+
+    def _time_to_wait(self, deadline: float) -> float:
+        clock = self._clock
+        held = trio.testing.active_thread_count() > 0
+        threshold = math.inf if held or deadline == math.inf else 0.0
+        if clock.autojump_threshold != threshold:
+            clock.autojump_threshold = threshold
+        if not held:
+            return _FOR_EVER
+        self._most = max(0.0, min(self._pace, deadline - clock.current_time()))
+        self._began = time.monotonic()
+        return self._most
 
     def before_io_wait(self, timeout: float) -> None:
         beyond = self._clock.current_time() % self._tick
         if beyond:
             self._clock.jump(self._tick - beyond)
 
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if _waits_for_thread(task.coro):
-            self._waiting.add(task)
-            if len(self._waiting) == 1:
-                self._clock.autojump_threshold = math.inf
-                self._clock.rate = 1.0
-        elif task in self._waiting:
-            self._waiting.remove(task)
-            if not self._waiting:
-                self._clock.rate = 0.0
-                self._clock.autojump_threshold = 0.0
-
-
-def _waits_for_thread(coroutine: Any) -> bool:
-    """Whether a coroutine is suspended in ``trio.to_thread.run_sync``, which anyio's leads to."""
-    while coroutine is not None:
-        if getattr(coroutine, "cr_code", None) is _RUN_SYNC:
-            return True
-        coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-    return False
+    def after_io_wait(self, timeout: float) -> None:
+        if self._most:
+            self._clock.jump(min(self._most, time.monotonic() - self._began))
+            self._most = 0.0

@@ -3,7 +3,8 @@
 What it needs is that nothing from outside can still come, so it knows two things that are outside:
 
 - a **worker thread** (``anyio.to_thread``, ``run_in_executor``, and so every synchronous producer and consumer): while
-  one is at work the clock goes at the pace of the real one. A thread that was started by hand is not seen.
+  one is at work the clock goes at the pace of the real one while nothing is ready, and stands still while code runs.
+  A thread that was started by hand is not seen.
 - a **socket**: there is no telling whether bytes are still under way in it, so ``VirtualTimeLoop`` refuses to watch
   one. Links are ``memory://``.
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 TICK: Final = 2.0**-20
 """What the time is a multiple of, in seconds: a power of two, so that for centuries such sums are exact."""
 
-_PACE: Final = 0.01  # seconds until it is looked again whether a thread is still at work; it may just have reported
+# Seconds until it is looked again whether a thread is still at work, for it may just have reported; and how far the
+# clock goes until then at most: where a busy machine gives the process no time, no deadline passes because of that.
+_PACE: Final = 0.01
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
@@ -111,7 +114,7 @@ class _JumpingSelector(selectors.BaseSelector):
         if self._loop.held:
             began = time.monotonic()
             ready = self._real.select(min(timeout, _PACE))
-            self._loop.advance(min(timeout, time.monotonic() - began))
+            self._loop.advance(min(timeout, _PACE, time.monotonic() - began))
             return ready
         ready = self._real.select(0)
         if not ready:
@@ -141,4 +144,4 @@ def trio_backend() -> tuple[str, dict[str, Any]]:
     from .trio_clock import ClockKeeper
 
     clock = MockClock(autojump_threshold=0)
-    return "trio", {"clock": clock, "instruments": [ClockKeeper(clock, TICK)]}
+    return "trio", {"clock": clock, "instruments": [ClockKeeper(clock, TICK, _PACE)]}
