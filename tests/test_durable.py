@@ -271,6 +271,33 @@ async def test_half_an_object_of_an_earlier_life_is_thrown_away(transport: str, 
         assert [keeper.seen for keeper in keepers.values()] == [list(range(6))] * 2
 
 
+async def test_objects_that_were_judged_without_a_late_reply_are_settled_as_it_comes(
+    transport: str, tmp_path: Path
+) -> None:
+    """Or a site would have more objects than the next life, which knows nothing of its answers, lets it have."""
+    async with lives(tmp_path, transport, window=2, max_lag=1) as (opener, keepers):
+
+        async def slow(n: int) -> None:
+            await anyio.sleep(1 if n < 3 else 10)
+
+        async def judge(n: int, _replies: Any) -> None:
+            if n == 3:
+                await anyio.sleep_forever()
+
+        for keeper in keepers.values():
+            keeper.do = slow
+        async with opener.life() as engine:
+            before = opener.begin(engine, Seekable(6, timeout=0.1, judge=judge))
+            await until(lambda: before.producer.made == 5, 60)
+            await anyio.sleep(1)  # the last of them arrives
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            assert left.first >= 2
+            after = opener.begin(engine, Seekable(6), left.stream_id)
+            assert (await after.done()).complete
+        assert [keeper.seen for keeper in keepers.values()] == [list(range(6))] * 2
+
+
 async def test_sites_keep_a_durable_stream_for_its_window_and_no_longer(transport: str, tmp_path: Path) -> None:
     async with lives(tmp_path, transport, resume_window=60) as (opener, keepers):
         await crashed_after(opener, 2)

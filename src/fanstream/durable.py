@@ -74,12 +74,13 @@ class DurableStream(OutgoingStream):
         """What the ledger was last told of each site."""
         self._news_of_sites = False  # whether there is more to be told, now or later
         self._settled = 0  # what it was last told of the objects
+        self._kept = 0  # what of that is on the disk
         self._asked: deque[tuple[int, list[str]]] = deque()  # of each step: the objects settled, the sites ended
         self._ends: dict[str, tuple[int, Ended]] = {}  # how sites have ended, and after how many replies
         self._over: dict[str, OpenerLeg] = {}  # legs whose sites wait to hear that their last word is known
         self._early: dict[str, deque[ReplyArrived | Ended]] = {}  # what a site said to objects not produced again yet
         if left is not None:
-            self._settled = left.settled
+            self._settled = self._kept = left.settled
             self.opening = msgspec.structs.replace(left.opening, life=host.life, epoch=left.opening.epoch + 1)
             self.gathering.begin_at(left.settled)
         else:
@@ -135,7 +136,7 @@ class DurableStream(OutgoingStream):
     @property
     def has_room(self) -> bool:
         """Whether another object may be produced now; when not, ``room`` waits for it."""
-        return self._failure is None and super().has_room
+        return self._failure is None and not self._ahead and super().has_room
 
     async def room(self) -> bool:
         """Wait until another object may be produced; False once no site is left that wants any.
@@ -144,9 +145,17 @@ class DurableStream(OutgoingStream):
             JournalError: what was settled could not be written.
         """
         there = await super().room()
+        while there and self._ahead and self._failure is None:
+            await self._room.wait()
+            there = await super().room()
         if self._failure is not None:
             raise self._failure
         return there
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether as many objects are not settled on the disk as a site may have of those that the next life makes."""
+        return self.gathering.objects - self._kept >= self._options.backlog
 
     @property
     def _failure(self) -> JournalError | None:
@@ -155,9 +164,15 @@ class DurableStream(OutgoingStream):
     def judged(self, flight: Flight) -> None:
         """The application has seen a flight's replies: its place in the window is free once that is on the disk."""
         super().judged(flight)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Have written down how far the stream is, unless that is nothing new."""
+        if self._entry is None:
+            return
         settled = self.gathering.settled
         sites = self._sites(settled) if self._news_of_sites else None
-        if self._entry is None or (settled == self._settled and sites is None):
+        if settled == self._settled and sites is None:
             return
         ended = []
         if sites is not None:
@@ -197,6 +212,7 @@ class DurableStream(OutgoingStream):
         self._room.set()
         if self._failure is not None:
             return
+        self._kept = settled
         for leg in self._legs.values():
             leg.settled = settled
         for name in ended:
@@ -231,6 +247,12 @@ class DurableStream(OutgoingStream):
         if isinstance(event.value, Shareable) and _PEER_PROPS in event.value.headers:
             self._news_of_sites = True
         super()._on_reply(event)
+        self._settle_late()
+
+    def _settle_late(self) -> None:
+        """Objects that were judged without a site's reply are settled once it comes, or is waited for no more."""
+        if self.gathering.settled > self._settled:
+            self._settle()
 
     def dispatch(self, obj: Shareable | Encoded, timeout: float, *, final: bool = False) -> Flight:
         """Encode an object once and send it to every active site that does not have it; as any stream's."""
@@ -255,6 +277,7 @@ class DurableStream(OutgoingStream):
             self._early.pop(name, None)
         self._news_of_sites = True
         super()._leave(name, standing, rc, outcome, reason)
+        self._settle_late()
 
     # --- ending ---
 

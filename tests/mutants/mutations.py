@@ -1490,6 +1490,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "durable.py",
+        "        super()._on_reply(event)\n        self._settle_late()\n",
+        "        super()._on_reply(event)\n",
+        "a late reply settles nothing",
+        _DURABLE,
+    ),
+    Mutation(
+        "durable.py",
         "        if end is None or count > settled:",
         "        if end is None:",
         "a site is written down as finished while its last reply is not settled",
