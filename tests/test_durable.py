@@ -271,6 +271,23 @@ async def test_half_an_object_of_an_earlier_life_is_thrown_away(transport: str, 
         assert [keeper.seen for keeper in keepers.values()] == [list(range(6))] * 2
 
 
+async def test_a_site_that_was_out_of_reach_stays_so_in_the_next_life(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers):
+        async with opener.life() as engine:
+            opener.network.refused.add("site-2")
+            opener.network.link("site-2").cut()
+            await until(lambda: "site-2" not in engine.sites(), 60)
+            before = opener.begin(engine, Seekable(6))
+            await until(lambda: len(before.producer.judged) >= 2, 60)
+        opener.network.refused.discard("site-2")
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            result = await opener.begin(engine, Seekable(6), left.stream_id).done()
+            assert result.sites["site-2"].outcomes == {"unreachable": 6 - left.first}
+            assert result.sites["site-1"].outcomes == {"replied": 6 - left.first}
+        assert [keeper.seen for keeper in keepers.values()] == [list(range(6)), []]
+
+
 async def test_objects_that_were_judged_without_a_late_reply_are_settled_as_it_comes(
     transport: str, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ class DurableStream(OutgoingStream):
         self._entry.on_settled = self._on_settled
         await self._entry.written()
         self._say_open(await self._host.reach(names, 0.0), dict.fromkeys(names, body))
+        self._news_of_sites = True  # some may be out of reach
         for leg in self._legs.values():
             leg.settled = 0
 

@@ -15,6 +15,7 @@ from fanstream import (
     Shareable,
     StreamContext,
     StreamContextKey,
+    StreamEngine,
     StreamResult,
     make_reply,
 )
@@ -41,6 +42,7 @@ class Book:
     """What is written down of one stream in one life of a site.
 
     Attributes:
+        dead: the site has crashed: whatever it still does was never done.
         log: what was called, in order.
         consumed: numbers of the objects whose ``consume`` began.
         answered: how many of them returned a reply.
@@ -54,6 +56,7 @@ class Book:
         self.rc: str | None = None
         self.contexts: set[int] = set()
         self.running = False
+        self.dead = False
 
 
 class Actors:
@@ -62,6 +65,10 @@ class Actors:
     Attributes:
         number: the stream's.
         books: by site, one for each of its lives.
+        heard: by site, the objects whose replies the application has seen.
+        opener: in its life that has it under way.
+        resumed: this is not its first.
+        judged: how many objects the application has judged, in any life of the opener.
         objections: what must not happen, and did.
     """
 
@@ -73,7 +80,23 @@ class Actors:
         self.books: dict[str, list[Book]] = {name: [] for name in self.sites}
         self.result: StreamResult | None = None
         self.stopped = False  # aborted, cancelled, or ended by an exception
-        self.producer: Producer = (Watcher if script.watching else Producer)(self)
+        self.heard: dict[str, set[int]] = {name: set() for name in self.sites}
+        self.opener: StreamEngine | None = None
+        self.resumed = False
+        self.judged = 0
+        self.said_end = False  # an application has said that there are no more, or why to end
+        self.producer: Producer
+        self.produce_from(0)
+
+    def produce_from(self, first: int) -> None:
+        """Begin with a new producer: the opener's application has just been started."""
+        self.resumed = self.opener is not None
+        self.producer = (Watcher if self.script.watching else Producer)(self, first)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of it has happened at a site, or its producer has ended it."""
+        return self.said_end or self.producer.raised or any(one.log for books in self.books.values() for one in books)
 
     def object(self, what: str) -> None:
         self.objections.append(f"stream {self.number}: {what}")
@@ -85,14 +108,18 @@ class Producer(ObjectProducer):
     Attributes:
         made: objects that ``produce`` returned.
         seen: the codes of the replies to each object, by site.
+        first: the object that a resumed stream begins with.
         exhausted: ``produce`` has said that there are no more.
         value: what ``process_replies`` ended the stream with.
     """
 
-    def __init__(self, actors: Actors) -> None:
+    def __init__(self, actors: Actors, first: int = 0) -> None:
         self.actors = actors
         self.script = actors.script
-        self.made = 0
+        self.first = first
+        self.dead = False  # the opener has crashed
+        self.sought: list[int] = []
+        self.made = first
         self.seen: list[dict[str, str]] = []
         self.offered: dict[str, list[int]] = {}
         self.exhausted = False
@@ -105,6 +132,16 @@ class Producer(ObjectProducer):
             self.actors.object(f"{what} while {self.busy} runs")
         self.busy.add(what)
 
+    @property
+    def judged(self) -> int:
+        """The number of the next object to be judged."""
+        return self.first + len(self.seen)
+
+    async def seek(self, seq: int, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+        self.sought.append(seq)
+        if self.sought != [self.first] or self.made != self.first:
+            self.actors.object(f"sought {self.sought} of a stream that goes on at {self.first}, {self.made} were made")
+
     async def produce(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> tuple[Shareable | None, Any]:
         self.enter("produce")
         try:
@@ -116,12 +153,12 @@ class Producer(ObjectProducer):
         script, seq = self.script, self.made
         if self.exhausted or self.value is not None:
             self.actors.object("produce after the end")
-        if seq - len(self.seen) > script.window - 1 and not ahead:
-            self.actors.object(f"produce of object {seq} after {len(self.seen)} were judged")
+        if seq - self.judged > script.window - 1 and not ahead:
+            self.actors.object(f"produce of object {seq} after {self.judged} were judged")
         if script.makes[seq]:
             await anyio.sleep(script.makes[seq])
         if seq == len(script.sizes):
-            self.exhausted = True
+            self.exhausted = self.actors.said_end = True
             return None, 0
         if seq == script.at and script.ending in ("raise in produce", "wrong type", "bad timeout"):
             self.raised = True
@@ -141,7 +178,7 @@ class Producer(ObjectProducer):
             self.busy.discard("process_replies")
 
     async def judge(self, replies: dict[str, Shareable]) -> Any:
-        script, seq = self.script, len(self.seen)
+        script, seq = self.script, self.judged
         if seq >= self.made or self.value is not None:
             self.actors.object(f"process_replies {seq} of {self.made} objects, after {self.value}")
         self.seen.append({site: reply.get_return_code() for site, reply in replies.items()})
@@ -150,11 +187,14 @@ class Producer(ObjectProducer):
                 self.check(site, seq, reply)
         if script.judges[seq]:
             await anyio.sleep(script.judges[seq])
+        if not self.dead:
+            self.actors.judged = max(self.actors.judged, seq + 1)
         if seq != script.at or script.ending not in ("value", "false value", "raise in judge"):
             return None
         if script.ending == "raise in judge":
             self.raise_in_judge()
         self.value = script.ending == "value"
+        self.actors.said_end = True
         return self.value
 
     def raise_in_judge(self) -> None:
@@ -162,6 +202,8 @@ class Producer(ObjectProducer):
         raise ScriptedError("judge")
 
     def check(self, site: str, seq: int, reply: Shareable) -> None:
+        if not self.dead:
+            self.actors.heard[site].add(seq)
         size = self.actors.sites[site].reply_sizes[seq]
         if reply["n"] != seq or reply["data"] != data(self.actors.number, seq, size, 1):
             self.actors.object(f"{site} replied to object {reply['n']}, taken for {seq}")
@@ -207,6 +249,13 @@ class Factory(ConsumerFactory):
         if self.script.fails == f"hang in {what}":
             await anyio.sleep_forever()
 
+    def may_consume(self, seq: int) -> bool:
+        """Whether an object is the next; after a crash, the one that was the last then may be consumed again."""
+        if self.book.consumed:
+            return seq == self.book.consumed[-1] + 1
+        before = [book.consumed[-1] for book in self.actors.books[self.site] if book.consumed]
+        return seq in (before[-1], before[-1] + 1) if before else seq == 0
+
     async def get_consumer(self, stream_ctx: StreamContext, fl_ctx: FLContext) -> ObjectConsumer:
         self.note("get_consumer", fl_ctx)
         self.kept = fl_ctx  # so that its id stays its own
@@ -235,8 +284,14 @@ class Consumer(ObjectConsumer):
         factory = self.factory
         book, script, actors = factory.book, factory.script, factory.actors
         seq = shareable["n"]
-        if book.running or "finalize" in book.log or seq != len(book.consumed):
+        if book.dead:
+            await anyio.sleep_forever()
+        if book.running or "finalize" in book.log or not factory.may_consume(seq):
             actors.object(f"consume of {seq} at {factory.site} after {book.consumed}, {book.log}")
+        if seq in actors.heard[factory.site]:
+            actors.object(f"{factory.site} consumes {seq}, to which its reply was heard, once more")
+        if seq != stream_ctx[StreamContextKey.SEQ]:
+            actors.object(f"object {seq} came to {factory.site} as number {stream_ctx[StreamContextKey.SEQ]}")
         if shareable["data"] != data(actors.number, seq, actors.script.sizes[seq], 0):
             actors.object(f"object {seq} came to {factory.site} as another")
         book.consumed.append(seq)
@@ -260,6 +315,8 @@ class Consumer(ObjectConsumer):
             reply = make_reply(script.leaves_with)
         reply["n"] = seq
         reply["data"] = data(actors.number, seq, script.reply_sizes[seq], 1)
+        if book.dead:
+            await anyio.sleep_forever()
         book.answered += 1
         return not leaves, reply
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
 
 TICK: Final = 0.01
@@ -68,6 +68,7 @@ class StreamScript(Script):
         at: with which object it does.
         stop: whether, and how, somebody else does.
         stop_at: when.
+        durable: the next life of an opener that crashes resumes it.
     """
 
     shape: Shape = "class"
@@ -96,6 +97,7 @@ class StreamScript(Script):
     stop: Literal["", "signal", "cancel"] = ""
     stop_at: float = 0.0
     sites: tuple[tuple[str, SiteScript], ...] = ()
+    durable: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,6 +143,7 @@ class Scenario(Script):
             sites and server dial in to a hub.
         calm: nothing goes wrong, so everything has to end well.
         delays: seconds under way, of each site's links.
+        journals: the engines that have one.
     """
 
     seed: int
@@ -155,6 +158,7 @@ class Scenario(Script):
     faults: tuple[Fault, ...]
     absences: tuple[Absence, ...]
     claims: tuple[Claim, ...]
+    journals: tuple[str, ...] = ()
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -170,7 +174,45 @@ class Scenario(Script):
 
 def scenario(seed: int) -> Scenario:
     """Draw a scenario."""
-    return _Drawing(random.Random(seed)).scenario(seed)
+    return _keep(random.Random(f"journals of {seed}"), _Drawing(random.Random(seed)).scenario(seed))
+
+
+def _keep(rng: random.Random, plan: Scenario) -> Scenario:
+    """Give some engines journals, and have them crash while their streams run; drawn apart from all else of a seed."""
+    if rng.random() < 0.7:
+        return plan
+    openers = [stream.opener for stream in plan.streams if stream.shape == "class"]
+    journals = {name for name in plan.engines if name != HUB and rng.random() < 0.5}
+    journals.update(name for name in openers if rng.random() < 0.8)
+    streams = tuple(_kept(rng, stream, journals) for stream in plan.streams)
+    absences = list(plan.absences)
+    for stream in () if plan.calm else streams:
+        seconds = 0.05 * len(stream.sizes) + sum(stream.makes) + sum(stream.judges)
+        seconds += max(sum(site.delays) for _, site in stream.sites) if stream.sites else 0.0
+        for name in (stream.opener, *stream.targets):
+            if name in journals and rng.random() < 0.5:
+                moment = stream.start + _ticks(rng, seconds + 0.1)
+                absences.append(Absence(name, moment, _ticks(rng, rng.choice([0.05, 1.0])), crash=True))
+    return replace(
+        plan,
+        journals=tuple(name for name in plan.engines if name in journals),
+        absences=tuple(absences),
+        streams=streams,
+    )
+
+
+def _kept(rng: random.Random, stream: StreamScript, journals: set[str]) -> StreamScript:
+    """Have a stream outlive its opener, if it can; and have half of them do nothing else that is out of order."""
+    if stream.shape == "class" and stream.opener in journals and stream.resume_window > 0:
+        stream = replace(stream, durable=rng.random() < 0.9)
+    if rng.random() < 0.5:
+        sites = tuple((name, replace(site, fails="", registered=0.0)) for name, site in stream.sites)
+        stream = replace(stream, ending="", stop="", drop=0, progress_timeout=None, resume_window=60.0, sites=sites)
+    return stream
+
+
+def _ticks(rng: random.Random, most: float, least: float = 0.0) -> float:
+    return round(rng.randint(round(least / TICK), round(most / TICK)) * TICK, 6)
 
 
 class _Drawing:
@@ -179,7 +221,7 @@ class _Drawing:
         self.calm = rng.random() < 0.2
 
     def ticks(self, most: float, least: float = 0.0) -> float:
-        return round(self.rng.randint(round(least / TICK), round(most / TICK)) * TICK, 6)
+        return _ticks(self.rng, most, least)
 
     def maybe(self, chance: float) -> bool:
         return not self.calm and self.rng.random() < chance

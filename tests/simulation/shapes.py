@@ -12,7 +12,7 @@ from tests.simulation.actors import Actors
 
 
 async def run_stream(
-    actors: Actors, engine: StreamEngine, fl_ctx: FLContext, options: StreamOptions
+    actors: Actors, engine: StreamEngine, fl_ctx: FLContext, options: StreamOptions, resume: str | None = None
 ) -> StreamResult | None:
     """Run a stream in the shape that its script asks for, as an application would; raises what reaches that."""
     script = actors.script
@@ -29,7 +29,7 @@ async def run_stream(
         return stream.result
     producer: Any = actors.producer if script.shape == "class" else _generate(actors, stream_ctx, fl_ctx)
     return await engine.stream_objects(
-        *address, stream_ctx, targets, producer, fl_ctx, script.optional, options=options
+        *address, stream_ctx, targets, producer, fl_ctx, script.optional, options=options, resume=resume
     )  # fmt: skip
 
 

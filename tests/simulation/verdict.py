@@ -70,9 +70,10 @@ class Verdict:
         # What a generator yields once every site has finished goes nowhere, as what is sent on a finished stream.
         nowhere = {"class": 0, "generator": 1, "open": producer.made}[self.script.shape]
         self.claim(
-            result.objects <= producer.made <= result.objects + nowhere,
-            f"{result.objects} objects, {producer.made} were produced",
+            result.objects <= producer.made - producer.first <= result.objects + nowhere,
+            f"{result.objects} objects from {producer.first} on, {producer.made} were produced",
         )
+        self.claim(result.first == producer.first, f"it goes on at {producer.first}, the result at {result.first}")
         self.claim(result.value == producer.value, f"value {result.value}, process_replies said {producer.value}")
         if producer.value is None:
             self.claim(len(producer.seen) == result.objects, f"{len(producer.seen)} of {result.objects} were judged")
@@ -110,7 +111,9 @@ class Verdict:
         faulted = self.course.faulted
         for name, site in result.sites.items():
             if name not in self.actors.books:
-                self.claim(set(site.outcomes) <= {"unreachable"}, f"{name} has {site}")
+                # A resumed stream waits for a way to those that it has not had one to.
+                possible = {"unreachable", "timed_out", "aborted"} if self.actors.resumed else {"unreachable"}
+                self.claim(set(site.outcomes) <= possible, f"{name} has {site}")
                 continue
             books, script = self.actors.books[name], self.actors.sites[name]
             book = next((one for one in reversed(books) if one.log), Book())
@@ -120,7 +123,9 @@ class Verdict:
             self.claim(replied <= answered + failing, f"{replied} replies counted, {name} gave {answered}")
             shown = sum(codes.get(name, "TIMEOUT") not in ENGINES_OWN for codes in self.producer.seen)
             self.claim(shown <= replied, f"{shown} replies of {name} were judged, {replied} counted")
-            if not faulted or self.goes_on:
+            # Before the first object is consumed, a site that crashes may not have heard of the stream.
+            unknown = script.registered != 0.0 or any(one.dead and not one.log for one in books)
+            if not faulted or (self.goes_on and not unknown):
                 self.claim("lost" not in site.outcomes, f"{name} was lost, but no link was: {site}")
             if script.registered == 0.0 and not faulted:
                 self.claim("refused" not in site.outcomes, f"{name} refused what is registered: {site}")
@@ -131,14 +136,24 @@ class Verdict:
 
     @property
     def goes_on(self) -> bool:
-        """Whether every link that breaks is there again long before the stream's window is over."""
-        plan = self.course.plan
+        """Whether all that breaks is there again long before the window is over, and knows what it has done."""
+        plan, script = self.course.plan, self.script
         return (
-            self.script.resume_window == 60
+            script.resume_window == 60
             and not self.course.usurped
-            and all(one.site == HUB for one in plan.absences)
+            and all(one.site == HUB or (one.crash and self.keeps(one.site)) for one in plan.absences)
             and all(one.kind != "slow" for one in plan.faults)
         )
+
+    def hears(self, name: str) -> bool:
+        """Whether a site hears how the stream has ended: where it could not be reached then, from that life alone."""
+        actors, result = self.actors, self.actors.result
+        unheard = actors.stopped or result is None or result.sites[name].rc != "OK"
+        return not (unheard and any(one.site == self.script.opener for one in self.course.plan.absences))
+
+    def keeps(self, name: str) -> bool:
+        """Whether an engine has a journal, and the stream is in it."""
+        return name in self.course.plan.journals and (name != self.script.opener or self.script.durable)
 
     def sites(self) -> None:
         """Judge what happened at the sites, once nothing runs any more."""
@@ -160,21 +175,23 @@ class Verdict:
             full = full[: full.index(script.fails.removeprefix("hang in ")) + 1]
             log = log[: len(full)]
         self.claim(log == full, f"{name} was called {log}, expected {full}")
-        self.claim(book.consumed == list(range(len(book.consumed))), f"{name} consumed {book.consumed}")
+        first = book.consumed[0] if book.consumed else 0
+        last = book.consumed[-1] if book.consumed else -1
+        self.claim(book.consumed == list(range(first, last + 1)), f"{name} consumed {book.consumed}")
         if rc is None:
             return
         result = self.actors.result
         idle = self.course.plan.idle_timeout is not None
         dropped = result is not None and result.sites[name].rc == "TIMEOUT"
         stopped = self.actors.stopped or dropped or self.course.faulted
-        left = script.fails == "leave" and script.at < len(book.consumed)
-        failed = script.fails in ("raise in consume", "nonsense") and script.at < len(book.consumed)
-        quits = script.fails in ("end in consume", "end and answer") and script.at < len(book.consumed)
-        ended = self.producer.exhausted or self.producer.value is not None or result is not None
+        left = script.fails == "leave" and script.at <= last
+        failed = script.fails in ("raise in consume", "nonsense") and script.at <= last
+        quits = script.fails in ("end in consume", "end and answer") and script.at <= last
+        ended = self.actors.said_end or result is not None
         possible: dict[str, Callable[[], object]] = {
             "OK": lambda: ended or (left and script.leaves_with == "OK"),
             "TASK_ABORTED": lambda: stopped,
-            "COMMUNICATION_ERROR": lambda: self.course.faulted and not self.goes_on,
+            "COMMUNICATION_ERROR": lambda: self.course.faulted and not (self.goes_on and self.hears(name)),
             "TIMEOUT": lambda: idle,
             "EXECUTION_EXCEPTION": lambda: failed,
             "EMPTY_RESULT": lambda: left and script.leaves_with == "EMPTY_RESULT",
@@ -183,4 +200,6 @@ class Verdict:
         self.claim(possible.get(rc, bool)(), f"{name} ended with {rc}")
         cut_short = self.actors.stopped or dropped or (self.course.faulted and not self.goes_on)
         if rc == "OK" and result is not None and not left and result.value is None and not cut_short:
-            self.claim(len(book.consumed) == result.objects, f"{name} ended well after {len(book.consumed)} objects")
+            ends = [one.consumed[-1] for one in self.actors.books[name] if one.consumed]
+            consumed = max(ends, default=-1) + 1
+            self.claim(consumed == result.first + result.objects, f"{name} ended well after {consumed} objects")

@@ -25,8 +25,10 @@ from fanstream.options import Limits
 from fanstream.outgoing import OutgoingStream
 from fanstream.policies import Drop, Quorum
 from fanstream.protocol.opener import OpenerLeg
+from fanstream.streaming import UnfinishedStream
 from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
 from tests.simulation.actors import Actors, Factory
+from tests.simulation.disk import SLOWEST, Disks, Threads
 from tests.simulation.scenario import HUB, SERVER, Absence, Claim, Fault, Scenario, StreamScript, scenario
 from tests.simulation.shapes import run_stream
 from tests.simulation.verdict import Course, Verdict
@@ -41,6 +43,8 @@ QUIET: Final = 200.0
 """Seconds after the last stream's end by which nothing may be left: stalled links, silence, finalize, all together."""
 
 _EPSILON: Final = 0.001
+_LINGER: Final = 40.0  # seconds after which all that a stalled link has delayed has happened; they cost heartbeats
+_SOON: Final = 5.0
 
 
 class _Objections(logging.Handler):
@@ -62,17 +66,21 @@ class World:
 
     Args:
         plan: what is to happen.
+        disks: where journals are kept.
         objections: where what must not happen is written.
     """
 
-    def __init__(self, plan: Scenario, objections: list[str]) -> None:
+    def __init__(self, plan: Scenario, disks: Disks, objections: list[str]) -> None:
         self.plan = plan
+        self.disks = disks
         self.objections = objections
         self.engines: dict[str, StreamEngine] = {}
         self.actors = [Actors(number, script, objections) for number, script in enumerate(plan.streams)]
         self.network = FaultyNetwork(self.new_link)
         self.course = Course(plan)
         self.dead: set[str] = set()  # names of engines that have crashed and not begun anew
+        self.crashed: set[StreamEngine] = set()  # with their journals
+        self.births = anyio.Event()  # set, and made anew, as an engine begins
         self.over = anyio.Event()
         self.began = anyio.current_time()
         self.settings = EngineSettings(
@@ -122,8 +130,10 @@ class World:
         absences = sorted((one for one in self.plan.absences if one.site == name), key=lambda one: one.at)
         for absence in (*absences, None):
             with anyio.CancelScope() as life:
-                async with StreamEngine(name, settings=self.settings, **self.place(name)) as engine:
+                async with StreamEngine(name, settings=self.settings_of(name), **self.place(name)) as engine:
                     self.engines[name] = engine
+                    births, self.births = self.births, anyio.Event()
+                    births.set()
                     async with anyio.create_task_group() as tg:
                         for actors in self.actors:
                             if name in actors.sites:
@@ -134,6 +144,7 @@ class World:
                     leaving = anyio.current_time()
                     if absence is not None and absence.crash and not self.over.is_set():
                         self.dead.add(name)
+                        self.crash(engine)
                         for link in self.links_of(name):
                             link.cut()
                         life.cancel()
@@ -144,6 +155,32 @@ class World:
                 return
             if absence is not None:
                 await anyio.sleep(absence.seconds)
+
+    def settings_of(self, name: str) -> EngineSettings:
+        if name not in self.plan.journals:
+            return self.settings
+        return self.settings.model_copy(update={"journal": self.disks.path(name)})
+
+    def crash(self, engine: StreamEngine) -> None:
+        """Have what is on an engine's disk be all that its next life knows; what this one still does is never seen."""
+        name = engine.name
+        if name not in self.plan.journals:
+            return
+        self.disks.crash(name)
+        self.crashed.add(engine)
+        for actors in self.actors:
+            for book in actors.books.get(name, ()):
+                book.dead = True
+            if actors.opener is engine:
+                actors.producer.dead = True
+
+    async def alive(self, name: str) -> StreamEngine:
+        """Return an engine once it is there."""
+        while True:
+            engine = self.engines.get(name)
+            if engine is not None and engine not in self.crashed:
+                return engine
+            await self.births.wait()
 
     def place(self, name: str) -> dict[str, Any]:
         """Where an engine listens, or whom it dials."""
@@ -214,11 +251,51 @@ class World:
     # -- streams --
 
     async def stream(self, actors: Actors) -> None:
+        """Run a stream; where it is durable, in life after life of its opener."""
         script = actors.script
         await self.until(script.start)
-        engine = self.engines.get(script.opener)
-        if engine is None:
+        if not script.durable:
+            if (opener := self.engines.get(script.opener)) is not None:
+                await self.live_stream(actors, opener)
             return
+        resume: str | None = None
+        while not await self.live_stream(actors, await self.alive(script.opener), resume):
+            left = self.left_of(actors, await self.alive(script.opener))
+            if left is None and actors.begun:
+                return
+            actors.produce_from(0 if left is None else left.first)
+            resume = None if left is None else left.stream_id
+
+    def left_of(self, actors: Actors, engine: StreamEngine) -> UnfinishedStream | None:
+        """Return what an earlier life has left of a stream; None where it had ended, or had not begun."""
+        topic = f"stream-{actors.number}"
+        left = [one for one in engine.unfinished_streams() if one.topic == topic]
+        if not left:
+            self.check_ended(actors)
+            return None
+        (unfinished,) = left
+        before = actors.producer
+        if not before.first <= unfinished.first <= actors.judged:
+            actors.object(
+                f"{unfinished.first} objects are settled, {before.first} were before, and {actors.judged} were judged"
+            )
+        return unfinished
+
+    def check_ended(self, actors: Actors) -> None:
+        """Only what nobody was to take up again may be missing."""
+        ended = actors.said_end or actors.producer.raised or actors.script.stop
+        under_way = [
+            name
+            for name, books in actors.books.items()
+            if any(book.log and "finalize" not in book.log and not book.dead for book in books)
+        ]
+        if under_way and not ended:
+            actors.object(f"the next life of {actors.script.opener} knows nothing of it; it runs at {under_way}")
+
+    async def live_stream(self, actors: Actors, engine: StreamEngine, resume: str | None = None) -> bool:
+        """Run a stream for as long as its opener lives; return whether the application has seen its end."""
+        script = actors.script
+        actors.opener = engine
         if self.plan.calm:
             await engine.wait_for_sites(script.targets)
         gather: Any = script.gather
@@ -233,6 +310,7 @@ class World:
             resume_window=script.resume_window,
             progress_timeout=script.progress_timeout,
             copy_objects=script.copy,
+            durable=script.durable,
         )
         signal = engine.run_abort_signal.child()
         scope = anyio.CancelScope()
@@ -246,7 +324,7 @@ class World:
             with anyio.move_on_after(bound) as in_time, scope:
                 try:
                     fl_ctx = engine.new_context("job", abort_signal=signal)
-                    result = await run_stream(actors, engine, fl_ctx, options)
+                    result = await run_stream(actors, engine, fl_ctx, options, resume)
                 except ClosedError as exc:
                     # An open stream that is aborted before it is open has no block to return from.
                     if script.shape != "open" or not (
@@ -257,11 +335,13 @@ class World:
                 except Exception as exc:  # noqa: BLE001 - judged below
                     error = exc
             tg.cancel_scope.cancel()
+        if engine in self.crashed and script.durable:
+            return False
         now = anyio.current_time()
         if in_time.cancelled_caught:
             actors.object(f"stream_objects took longer than {bound} s")
         stop_at = max(began, self.began + script.stop_at)
-        if script.stop and now > stop_at + ABORT + _EPSILON:
+        if script.stop and now > stop_at + ABORT + _EPSILON + (10 * SLOWEST if script.durable else 0.0):
             actors.object(f"stream_objects took {now - stop_at} s to end after {script.stop}")
         nothing = result is None and error is None
         if scope.cancelled_caught != nothing and not (in_time.cancelled_caught or closed):
@@ -269,6 +349,7 @@ class World:
         self.check_forgotten(engine, actors)
         left = self.engines.get(script.opener) is not engine
         Verdict(self.course, actors).opener(result, error, stopped=signal.triggered or left)
+        return True
 
     def check_forgotten(self, engine: StreamEngine, actors: Actors) -> None:
         """No leg and no deadline is left at the opener, at the very moment when the stream has ended."""
@@ -303,7 +384,8 @@ class World:
                         work.start_soon(self.harm, fault)
                     for claim in plan.claims:
                         work.start_soon(self.claim, claim)
-                    work.start_soon(self.until, max((one.at for one in plan.absences), default=0.0) + 40.0)
+                    last = max((one.at + one.seconds for one in plan.absences), default=0.0)
+                    work.start_soon(self.until, last + (_LINGER if plan.seed % 8 == 0 else _SOON))
                 await self.settle()
                 for actors in self.actors:
                     Verdict(self.course, actors).sites()
@@ -333,6 +415,11 @@ class World:
                 )
             if engine.codec.memory.held:
                 found.append(f"{engine.name}: memory is held")
+            if engine._journal is not None:
+                kept = "SELECT (SELECT count(*) FROM streams), (SELECT count(*) FROM outgoing)"
+                rows = engine._journal._store.execute(kept).fetchone()
+                if rows != (0, 0):
+                    found.append(f"{engine.name}: {rows} streams of others and of its own are in its journal")
         return found
 
     async def settle(self) -> None:
@@ -382,21 +469,27 @@ def longest(script: StreamScript) -> float:
     number = len(script.sizes)
     opening = script.connect_grace + HELLO * len(script.targets) + 60.0
     holding = script.stall_timeout * number
-    return (
-        opening + sum(script.makes) + sum(script.judges) + sum(script.timeouts) + holding + script.end_timeout + ABORT
-    )
+    keeping = (number + 4) * 8 * SLOWEST if script.durable else 0.0
+    making = sum(script.makes) + sum(script.judges) + sum(script.timeouts)
+    return opening + making + keeping + holding + script.end_timeout + ABORT
 
 
 def run(seed: int, backend: str) -> list[str]:
-    """Run one seed's scenario on virtual time.
+    """Run one seed's scenario; see ``play``."""
+    return play(scenario(seed), backend)
+
+
+def play(plan: Scenario, backend: str) -> list[str]:
+    """Run one scenario on virtual time.
 
     Args:
-        seed: of the scenario, and of all that is random in the run.
+        plan: the scenario; its seed is that of all that is random in the run.
         backend: ``asyncio`` or ``trio``.
 
     Returns:
         What happened and must not; empty when all is well.
     """
+    seed = plan.seed
     objections: list[str] = []
     handler = _Objections(objections)
     log = logging.getLogger("fanstream")
@@ -410,17 +503,21 @@ def run(seed: int, backend: str) -> list[str]:
 
         trio._core._run._r.seed(seed)
 
+    disks = Disks()
+
     async def main() -> None:
         with anyio.fail_after(5000):
-            await World(scenario(seed), objections).run()
+            await World(plan, disks, objections).run()
 
     try:
-        anyio.run(main, backend=name, backend_options=options)
+        with Threads(seed).instead():
+            anyio.run(main, backend=name, backend_options=options)
     except BaseExceptionGroup as group:
         objections.append(f"raised: {[repr(each) for each in _leaves(group)]}")
     except Exception as exc:  # noqa: BLE001 - told with the rest
         objections.append(f"raised: {exc!r}")
     finally:
+        disks.close()
         log.removeHandler(handler)
         log.setLevel(level)
         log.propagate = propagate
