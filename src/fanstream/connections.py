@@ -39,6 +39,7 @@ from .transports.memory import LOCAL, MemoryListener, network_now, watch
 if TYPE_CHECKING:
     from .journal import Journal, Kept
     from .options import EngineSettings
+    from .security.identity import Identity
     from .security.kit import Kit
 
 _log = logging.getLogger(__name__)
@@ -318,7 +319,7 @@ class Connections:
                 self._half_open -= 1
                 if link.goodbye is not None:
                     self._refusals.tell(link.goodbye)
-                    self._tell_refused(link.goodbye)
+                    self._tell_refused(link.goodbye, "" if link.proven is None else link.proven.name)
             self._ended.set()
 
     async def _dial_for_ever(self) -> None:
@@ -386,12 +387,21 @@ class Connections:
 
     # --- what links tell ---
 
+    def check(self, proven: Identity) -> None:
+        """Check a peer again as it greets: it may have been accepted just before it was revoked.
+
+        When the kit was loaded again, and the links were judged, the handshake may not have been over.
+
+        Raises:
+            IdentityError: it is not trusted any more.
+        """
+        if self._kit is not None:
+            self._kit.check(proven)
+
     def greeted(self, link: Link, hello: Hello) -> None:
         """A peer has said HELLO."""
         if not link.dialler:
             self._half_open -= 1
-        if not self._still_trusted(link):
-            return
         if link.dialler:
             self._dial_error = None
             self._resuming.met(hello.site, hello.incarnation)
@@ -407,23 +417,6 @@ class Connections:
             self._admit(link)
         else:
             self._tasks.spawn(self._probe, old, link, name=f"probe of {link.peer}")
-
-    def _still_trusted(self, link: Link) -> bool:
-        """Check a peer again, for it may have been accepted just before it was revoked; drop the link if that is so.
-
-        When the kit was loaded again, and the links were judged, the handshake may not have been over.
-        """
-        if self._kit is None or link.proven is None:
-            return True
-        try:
-            self._kit.check(link.proven)
-        except IdentityError as exc:
-            link.drop(exc)
-            if not link.dialler:  # of its own dialling an engine hears once the link has ended
-                self._refusals.tell(exc)
-                self._tell_refused(exc, link.peer)
-            return False
-        return True
 
     def _admit(self, link: Link) -> None:
         if link.core.session.state is SessionState.ADMITTING:  # its peer may have said goodbye already

@@ -38,6 +38,13 @@ class Host(Protocol):
     face: Face
     deadlines: Deadlines
 
+    def check(self, proven: Identity) -> None:
+        """Check once more who a peer has proven to be, as it says HELLO.
+
+        Raises:
+            SecurityError: it may not, or no longer, be linked with.
+        """
+
     def greeted(self, link: Link, hello: Hello) -> None:
         """The peer has said HELLO."""
 
@@ -104,7 +111,11 @@ class Link:
         return self.core.session.state is SessionState.CLOSING
 
     def _proven_name(self) -> str | None:
-        return None if self._wire.peer is None else self._wire.peer.name
+        proven = self._wire.peer
+        if proven is None:
+            return None
+        self._host.check(proven)  # here, for a stream may stand right behind the HELLO
+        return proven.name
 
     @property
     def life(self) -> bytes:
@@ -159,6 +170,8 @@ class Link:
                 self._deliver(events)
         except RemoteProtocolError as exc:
             self._offended(exc)
+        except SecurityError as exc:
+            self.drop(exc)
         except Exception as exc:  # noqa: BLE001 - a defect ends this link alone
             _log.exception("link to %s: a defect; the link is closed", self.peer or self._wire.name)
             self.error = exc

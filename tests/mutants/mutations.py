@@ -974,8 +974,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "connections.py",
-        "        if not self._still_trusted(link):\n            return\n",
-        "",
+        "        if self._kit is not None:\n            self._kit.check(proven)\n",
+        "        pass\n",
         "who is revoked between handshake and greeting is let in until the next look",
         ("threats/test_t23_expiry_rotation_revocation.py",),
     ),

@@ -23,7 +23,8 @@ def goodbye() -> bytes:
 
 def opening(opener: str, target: str, *, alias: int) -> bytes:
     body = bodies.Opening(os.urandom(16), opener, [target], "demo", "hello", 2)
-    return pack(FrameType.OPEN, alias, body=bodies.join_opening(body, b"\x80"), flags=Flag.CRITICAL)
+    rest = b"\x83\xaastream_ctx\x80\xa5props\x80\xa3job\xa0"
+    return pack(FrameType.OPEN, alias, body=bodies.join_opening(body, rest), flags=Flag.CRITICAL)
 
 
 def client(kit: Path | None, *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:

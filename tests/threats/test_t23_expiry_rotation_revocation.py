@@ -14,15 +14,17 @@ import anyio
 import pytest
 
 from fanstream import FLContext, Shareable, StreamContext, StreamEngine
+from fanstream.codec import Codec
 from fanstream.errors import IdentityError
-from fanstream.observe import LinkOpened, PeerRefused
-from fanstream.protocol.frames import FrameType
+from fanstream.observe import LinkOpened, PeerRefused, StreamAdmitted
+from fanstream.options import Limits
+from fanstream.protocol.frames import PAYLOAD, FrameType, pack
 from fanstream.security import Kit
 from fanstream.security.provision import Federation
 from fanstream.transports.addresses import parse
 from tests.federation import until
 from tests.security.conftest import Clock, plan
-from tests.security.intruding import client, hello
+from tests.security.intruding import client, hello, opening
 
 pytestmark = pytest.mark.asyncio
 
@@ -132,6 +134,7 @@ async def test_a_hub_that_is_revoked_is_left_by_its_sites(federation: Federation
 
 
 async def test_a_hub_whose_trust_ends_between_handshake_and_greeting_is_not_used(federation: Federation) -> None:
+    """Nor is the stream taken that it opens in one breath with its greeting."""
     Federation.make(plan(days=730), federation.folder).renew(["site-1"])
     clock = Clock()
     kits = {name: Kit.load(federation.kits / name, clock=clock) for name in ("server", "site-1")}
@@ -139,7 +142,10 @@ async def test_a_hub_whose_trust_ends_between_handshake_and_greeting_is_not_used
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await until(lambda: any(link.proven for link in site._links))
         clock.ahead = kits["server"].identity.not_after - time.time() + 1
-        writer.write(hello("server", hub=True))
+        head = PAYLOAD.pack(1000, 0, 0, 0)
+        carried = Codec(Limits()).encode(Shareable({"number": 1})).envelope
+        first = pack(FrameType.OBJECT, 2, 0, body=head + carried)
+        writer.write(hello("server", hub=True) + opening("server", "site-1", alias=2) + first)
         await reader.read()
         writer.close()
 
@@ -148,10 +154,21 @@ async def test_a_hub_whose_trust_ends_between_handshake_and_greeting_is_not_used
     with anyio.fail_after(30):
         async with await asyncio.start_server(greet, "127.0.0.1", 0, ssl=false_hub) as listener:
             where = f"tls://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+            consumed: list[Shareable] = []
             async with StreamEngine("site-1", connect=where, identity=kits["site-1"]) as site:
+                events = site.events()
+
+                @site.consumer("demo", "hello")
+                async def take(shareable: Shareable, stream_ctx: StreamContext, fl_ctx: FLContext) -> None:
+                    consumed.append(shareable)
+
                 with pytest.raises(IdentityError) as caught:
                     await site.wait_for_sites(["server"])
                 assert (caught.value.code, site.sites()) == ("expired", set())
+            told = [event async for event in events]
+            assert any(isinstance(event, PeerRefused) for event in told)
+            assert not any(isinstance(event, (LinkOpened, StreamAdmitted)) for event in told)
+            assert consumed == []
 
 
 async def test_a_site_whose_trust_ends_between_handshake_and_greeting_is_not_let_in(federation: Federation) -> None:

@@ -41,7 +41,8 @@ class LinkCore:
         dialler: whether this side dialled.
         on_output: called when there is something to write after there was nothing.
         now: the time.
-        proven: returns the name that the peer has proven to have, once it has; None where nothing proves it.
+        proven: returns the name that the peer has proven to have, once it has; None where nothing proves it. It raises,
+            and with it what took the HELLO, where that peer is not trusted any more.
 
     Attributes:
         allowance: bytes of one stream that may come ahead of their grants, at most.

@@ -56,7 +56,8 @@ class Session:
         events: where this session's events are appended.
         heartbeat, silence, hello_timeout: in seconds; see ``EngineSettings`` and ``Limits``.
         now: the time.
-        proven: returns the name that the peer has proven to have, once it has; None where nothing proves it.
+        proven: returns the name that the peer has proven to have, once it has; None where nothing proves it. It raises,
+            and with it what took the HELLO, where that peer is not trusted any more.
     """
 
     TRANSITIONS: ClassVar[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {}
