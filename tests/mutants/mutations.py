@@ -911,7 +911,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "security/tls.py",
-        "        if self._read > _LONGEST:\n",
+        "        if self._read > LONGEST:\n",
         "        if False:\n",
         "a handshake may be of any length",
         ("security/test_identity.py",),
@@ -981,10 +981,24 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "transports/buffered.py",
-        "                self._upgrading = True\n",
-        "                self._upgrading = False\n",
+        "            self._upgrading = True\n",
+        "            self._upgrading = False\n",
         "a greeting is read before the peer's name is known",
         ("security/test_members.py",),
+    ),
+    Mutation(
+        "transports/fast_tls.py",
+        "        if self._read > LONGEST:\n",
+        "        if False:\n",
+        "a handshake may be of any length where aiofastnet does TLS",
+        ("security/test_identity.py",),
+    ),
+    Mutation(
+        "transports/fast_tls.py",
+        "        loop.remove_reader(sock.fileno())\n",
+        "",
+        "a socket is watched after a handshake that was cancelled",
+        ("transports/test_fast_tls.py",),
     ),
     Mutation(
         "transports/sockets.py",

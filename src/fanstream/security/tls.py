@@ -1,7 +1,8 @@
 """TLS between the sites of a federation: mutual, of version 1.3, and without a peer whose identity was not checked.
 
 The check of the peer's identity is the last step of the handshake itself, in ``do_handshake``, so no way of driving TLS
-(asyncio's, uvloop's) can hand on data of a peer that was not checked.
+(asyncio's, uvloop's) can hand on data of a peer that was not checked. ``transports/fast_tls.py``, which makes no
+``SSLObject``, does the same with what is here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -18,7 +19,7 @@ from ..errors import IdentityError
 from .identity import Identity, Role, parsing
 from .trust import Trust
 
-_LONGEST: Final = 64 * 1024  # bytes of a handshake (threat T1); an honest one has about 2,000
+LONGEST: Final = 64 * 1024  # bytes of a handshake (threat T1); an honest one has about 2,000
 _CODES: Final = {9: "not-yet-valid", 10: "expired", 26: "wrong-role"}  # OpenSSL's X509_V_ERR_...
 
 
@@ -45,32 +46,24 @@ class FederationHandshake(ssl.SSLObject):
         before = self.incoming.pending
         try:
             super().do_handshake()
-        except ssl.SSLCertVerificationError as exc:
-            code = _CODES.get(exc.verify_code, "untrusted")
-            _refuse(IdentityError(f"its certificate is not accepted: {exc.verify_message}", code=code))
         finally:
             self._count(before)
         context = self.context
         assert isinstance(context, FederationContext)
-        shown = self.getpeercert(binary_form=True)
-        assert shown is not None, "verified without a certificate"
-        try:
-            with parsing():
-                certificate = x509.load_der_x509_certificate(shown)
-            self.identity = context.judge(certificate, self.expected)
-        except IdentityError as exc:
-            _refuse(exc)
-        except ValueError as exc:
-            _refuse(IdentityError(f"its certificate cannot be read: {exc}", code="malformed"))
+        self.identity = context.identify(self.getpeercert(binary_form=True), self.expected)
 
     def _count(self, before: int) -> None:
         self._read += before - self.incoming.pending
-        if self._read > _LONGEST:
-            raise ssl.SSLError(f"a handshake of more than {_LONGEST} bytes")
+        if self._read > LONGEST:
+            raise ssl.SSLError(f"a handshake of more than {LONGEST} bytes")
 
 
-def _refuse(error: IdentityError) -> NoReturn:
-    raise ssl.SSLCertVerificationError(1, str(error)) from error
+def explain(refusal: ssl.SSLCertVerificationError) -> IdentityError:
+    """Say why a peer's certificate was not accepted, by us or by OpenSSL."""
+    if isinstance(refusal.__cause__, IdentityError):
+        return refusal.__cause__
+    code = _CODES.get(refusal.verify_code, "untrusted")
+    return IdentityError(f"its certificate is not accepted: {refusal.verify_message}", code=code)
 
 
 class FederationContext(ssl.SSLContext):
@@ -99,6 +92,27 @@ class FederationContext(ssl.SSLContext):
         made.incoming = incoming
         made.expected = server_hostname.decode() if isinstance(server_hostname, bytes) else server_hostname
         return made
+
+    def identify(self, shown: bytes | None, expected: str | None) -> Identity:
+        """Return who has shown a certificate; the last step of a handshake.
+
+        Args:
+            shown: it, in DER. TLS has found that it is a root's, and that the peer holds its key.
+            expected: the name that it has to have; None takes any site.
+
+        Raises:
+            ssl.SSLCertVerificationError: it is not accepted; its cause is an ``IdentityError``.
+        """
+        assert shown is not None, "verified without a certificate"
+        try:
+            with parsing():
+                certificate = x509.load_der_x509_certificate(shown)
+            return self.judge(certificate, expected)
+        except IdentityError as exc:
+            raise ssl.SSLCertVerificationError(1, str(exc)) from exc
+        except ValueError as exc:
+            error = IdentityError(f"its certificate cannot be read: {exc}", code="malformed")
+            raise ssl.SSLCertVerificationError(1, str(error)) from error
 
     def judge(self, certificate: x509.Certificate, expected: str | None) -> Identity:
         """Return who the peer is.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -16,6 +16,9 @@ from ..errors import BrokenError, ConnectError, IdentityError, SecurityError, Tr
 from ..wakeup import AsyncioFace
 from .base import Pump
 from .ending import EndingWire
+
+if TYPE_CHECKING:
+    from ..security.identity import Identity
 
 _OUTPUT: Final = 512 * 1024  # bytes asked of the pump at a time: so much is encrypted before the loop has its turn
 _HELD: Final = 512 * 1024  # bytes of ciphertext that wait for the socket
@@ -63,6 +66,7 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
         self._paused = False  # the transport holds what it was given
         self._upgrading = False  # the loop has its transport back, and makes one of TLS of it
         self._early = bytearray()
+        self._fast = False  # the transport is aiofastnet's
         self._handshake: anyio.CancelScope | None = None
 
     # --- the wire ---
@@ -76,29 +80,42 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
             BrokenError: the peer is gone.
         """
         self._begun = True
-        tls: dict[str, Any] = {}
-        if self._context is not None:
-            tls = {"ssl": self._context, "ssl_shutdown_timeout": _SHUTDOWN}  # whoever runs the wire has the time
         try:
-            if self._sock is None:  # and so the loop has accepted it, for a plain transport
-                context = tls.pop("ssl")
-                self._upgrading = True
-                self._take(await self._loop.start_tls(self._transport, self, context, server_side=True, **tls))
-                self._hand_on_early()
-            elif self._server_name is None:
-                await self._loop.connect_accepted_socket(lambda: self, self._sock, **tls)
+            if self._context is not None:
+                await self._shake(self._context)
             else:
-                if tls:
-                    tls["server_hostname"] = self._server_name
-                await self._loop.create_connection(lambda: self, sock=self._sock, **tls)
+                assert self._sock is not None, "plain and accepted by the loop, and so begun"
+                await self._loop.create_connection(lambda: self, sock=self._sock)
         except (ConnectionError, EOFError) as exc:
             raise BrokenError(f"{self._name}: the other end closed it in the handshake") from exc
         except ssl.SSLCertVerificationError as exc:
-            cause = exc.__cause__
-            code = cause.code if isinstance(cause, IdentityError) else "untrusted"
-            raise IdentityError(f"{self._name}: {cause or exc}", code=code) from exc
+            from ..security.tls import explain
+
+            error = explain(exc)
+            raise IdentityError(f"{self._name}: {error}", code=error.code) from exc
         except (OSError, ssl.SSLError) as exc:
             raise ConnectError(f"{self._name}: no TLS link: {exc}") from exc
+
+    async def _shake(self, context: ssl.SSLContext) -> None:
+        from . import fast_tls  # which loads what only TLS needs
+
+        loop, sock, expected = self._loop, self._sock, self._server_name
+        tls: dict[str, Any] = {"ssl_shutdown_timeout": _SHUTDOWN}  # whoever runs the wire has the time
+        if sock is None:  # and so the loop has accepted it, for a plain transport
+            self._upgrading = True
+            self.connection_made(await loop.start_tls(self._transport, self, context, server_side=True, **tls))
+            self._upgrading = False
+            self._hand_on(self._early)
+        elif (fast := fast_tls.library()) is not None and watches(loop, sock):
+            shaken = await fast_tls.shake(fast, loop, sock, context, expected, **tls)
+            self._fast = True
+            shaken.transport.set_protocol(self)
+            self._take(shaken.transport, shaken.identity)
+            self._hand_on(shaken.early)
+        elif expected is None:
+            await loop.connect_accepted_socket(lambda: self, sock, ssl=context, **tls)
+        else:
+            await loop.create_connection(lambda: self, sock=sock, ssl=context, server_hostname=expected, **tls)
 
     async def run(self, pump: Pump) -> Exception | None:
         self._pump = pump
@@ -123,7 +140,7 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
             self._loop.call_soon(self._flush)
 
     def _stop_reading(self) -> None:
-        if self._transport is not None:  # without one, hands are not shaken yet
+        if self._transport is not None and not self._transport.is_closing():  # without one, hands are not shaken yet
             self._transport.pause_reading()
 
     def _release(self) -> None:
@@ -156,19 +173,22 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
         elif self._closing:
             self._ended = True
             self._transport.close()
+            if self._fast:
+                self._transport.resume_reading()  # or else the peer's farewell would not be read
             self._done.set()
 
     # --- the protocol ---
 
     def connection_made(self, transport: Any) -> None:
-        self._take(transport)
+        ssl_object = transport.get_extra_info("ssl_object")
+        self._take(transport, getattr(ssl_object, "identity", None))
 
-    def _take(self, transport: Any) -> None:
+    def _take(self, transport: Any, peer: Identity | None) -> None:
         if self._ended:
             transport.abort()
             return
         self._transport = transport
-        self.peer = getattr(transport.get_extra_info("ssl_object"), "identity", None)
+        self.peer = peer
         if self._context is None:
             # A plain transport may keep the buffers it was given, and they are the link's again once it asks for more.
             transport.set_write_buffer_limits(high=0)
@@ -194,11 +214,9 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
             return
         self._pump.received(nbytes)
 
-    def _hand_on_early(self) -> None:
+    def _hand_on(self, early: bytes | bytearray) -> None:
         """Pass on what came with the end of the handshake: until then it was not known who the peer is."""
-        self._upgrading = False
-        left = memoryview(bytes(self._early))
-        self._early = bytearray()
+        left = memoryview(bytes(early))
         while left and not (self._ended or self._closing):
             assert self._pump is not None
             room = self._pump.get_buffers()[0]
