@@ -94,6 +94,7 @@ ONCE: Final = (
     "security/test_members.py",
     "soak",
     "test_benchmarks.py",
+    "test_breaks_while_decoding.py",
     "test_counted_work.py",
     "test_durable.py",
     "test_layers.py",
