@@ -384,7 +384,7 @@ class World:
                         work.start_soon(self.harm, fault)
                     for claim in plan.claims:
                         work.start_soon(self.claim, claim)
-                    last = max((one.at + one.seconds for one in plan.absences), default=0.0)
+                    last = max((one.at + one.seconds for one in (*plan.absences, *plan.claims)), default=0.0)
                     work.start_soon(self.until, last + (_LINGER if plan.seed % 8 == 0 else _SOON))
                 await self.settle()
                 for actors in self.actors:
