@@ -384,7 +384,9 @@ class World:
                         work.start_soon(self.harm, fault)
                     for claim in plan.claims:
                         work.start_soon(self.claim, claim)
-                    last = max((one.at + one.seconds for one in (*plan.absences, *plan.claims)), default=0.0)
+                    ends = [one.at + one.seconds for one in plan.absences]
+                    ends += [one.at + one.seconds for one in plan.claims]
+                    last = max(ends, default=0.0)
                     work.start_soon(self.until, last + (_LINGER if plan.seed % 8 == 0 else _SOON))
                 await self.settle()
                 for actors in self.actors:
