@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from fanstream import (
 from fanstream.errors import JournalError
 from fanstream.journal import Store
 from fanstream.observe import AUDIT_LOGGER, PolicyDecided
+from fanstream.options import Limits
 from fanstream.security import Policy
 from fanstream.testing import FaultyNetwork
 from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
@@ -79,9 +80,9 @@ class Lives:
         engine.register_stream_processing("models", "weights", Consumers(), stream_done_cb=self.keeper.done)
 
     @asynccontextmanager
-    async def life(self, *, journal: bool = True, policy: Policy | None = None) -> AsyncIterator[StreamEngine]:
-        """Live until the block ends: a crash, of which nobody is told."""
-        settings = SETTINGS.model_copy(update={"journal": self.path if journal else None, "policy": policy})
+    async def life(self, *, journal: bool = True, **others: Any) -> AsyncIterator[StreamEngine]:
+        """Live until the block ends, with other settings if there are any: a crash, of which nobody is told."""
+        settings = SETTINGS.model_copy(update={"journal": self.path if journal else None, **others})
         over = anyio.Event()
         born: list[StreamEngine] = []
 
@@ -303,6 +304,74 @@ async def test_an_opener_that_does_not_come_back_ends_the_stream_as_ever(transpo
             assert len(engine._links._resuming) == 0
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["suspended", "ended"])
+async def test_a_life_does_not_begin_the_wait_anew_that_another_has_begun(
+    transport: str, tmp_path: Path, ended: bool
+) -> None:
+    """A site that restarts again and again lets go of a stream whose opener has gone, when it would have anyway."""
+    async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
+        scope = anyio.CancelScope()
+        stream = Stream(fed, Numbers(9, timeout=300), resume_window=40)
+
+        async def run() -> None:
+            with scope:
+                await stream.run()
+
+        async def second(n: int) -> Any:
+            if not n:
+                return None
+            site._network.link("site-1").up.stall()  # what is said from here on is not heard
+            if not ended:
+                await site.keeper.block()
+            return (False, make_reply(ReturnCode.OK))
+
+        site.keeper.do = second
+        async with site.life() as engine:
+            tg.start_soon(run)
+            await until(lambda: len(site.keeper.seen) == 2, 60)
+            await until(lambda: not ended or not engine._incoming)
+            began = anyio.current_time()
+        scope.cancel()
+        await anyio.sleep(1)  # the opener's abort finds nobody, and is kept for as long as the window
+        fed.server._links._resuming.clear()
+        whole = 40 + 60 * ended
+        for passed in range(whole // 10 - 1):
+            async with site.life() as engine:
+                assert len(engine._links._resuming) == 1, f"after {passed} lives of 10 s"
+                await anyio.sleep(began + (passed + 1) * 10 - anyio.current_time())
+        async with site.life() as engine:
+            await until(lambda: len(engine._links._resuming) == 0, 60)
+            assert anyio.current_time() - began == pytest.approx(whole, abs=5)
+            await until(lambda: ended or site.keeper.rcs == ["COMMUNICATION_ERROR"])
+        async with site.life() as engine:
+            assert len(engine._links._resuming) == 0
+
+
+@pytest.mark.parametrize(("lease", "left"), [(1e9, 20), (-1e9, 0)], ids=["set back", "long over"])
+async def test_the_wall_clock_can_neither_prolong_the_wait_nor_take_the_time_to_finalize(
+    transport: str, tmp_path: Path, lease: float, left: float
+) -> None:
+    async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
+        stream = Stream(fed, Numbers(9, timeout=300), resume_window=20)
+
+        async def block(n: int) -> None:
+            if n:
+                await site.keeper.block()
+
+        site.keeper.do = block
+        async with site.life():
+            tg.start_soon(stream.run)
+            await site.keeper.blocked.wait()
+        await stream.done()  # its window is over
+        with closing(Store(site.path, "site-1")) as store:
+            assert store.write([(1, lambda store: store.lease(1, lease))]) == {}
+        async with site.life() as engine:
+            began = anyio.current_time()
+            await until(lambda: site.keeper.rcs == ["COMMUNICATION_ERROR"], 60)
+            assert anyio.current_time() - began == pytest.approx(left, abs=3)  # threads take real time
+            assert len(engine._links._resuming) == 0
+
+
 async def test_leaving_the_engine_ends_its_streams_for_good(transport: str, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"journal": tmp_path / "journal"})
     async with federation(transport, 0, settings=SETTINGS) as fed, anyio.create_task_group() as tg:
@@ -433,6 +502,47 @@ async def test_a_stream_whose_opener_the_next_life_denies_does_not_go_on(
         assert (end.outcomes, end.resumed) == ({"replied": 2, "lost": 1, "unreachable": 2}, 0)
         assert "the policy of site-1 denies it" in end.reason
         assert site.keeper.seen == [0, 1, 2]
+        async with site.life() as engine:
+            assert len(engine._links._resuming) == 0, "and the life after it knows nothing of the stream"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"sealed_only": True}, "site-1 takes sealed streams only"),
+        ({"limits": Limits(backlog=3)}, "a backlog of 8 objects, limit 3"),
+    ],
+    ids=["sealed only", "backlog"],
+)
+@pytest.mark.parametrize("ended", [False, True], ids=["suspended", "ended"])
+async def test_a_stream_that_the_next_life_would_not_take_does_not_go_on(
+    transport: str, tmp_path: Path, settings: dict[str, Any], reason: str, ended: bool
+) -> None:
+    async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
+        stream = Stream(fed, Numbers(5, timeout=300), window=4)
+
+        async def second(n: int) -> Any:
+            if n != 1:
+                return None
+            site._network.link("site-1").up.stall()
+            if not ended:
+                await site.keeper.block()
+            return (False, make_reply(ReturnCode.OK))
+
+        site.keeper.do = second
+        async with site.life() as engine:
+            tg.start_soon(stream.run)
+            await until(lambda: len(site.keeper.seen) == 2, 60)
+            await until(lambda: not ended or not engine._incoming)
+        async with site.life(**settings) as engine:
+            result = await stream.done()
+            await until(lambda: not engine._incoming)
+            assert len(engine._links._resuming) == 0
+            assert ended or (site.keeper.rcs, site.keeper.log[-1]) == (["COMMUNICATION_ERROR"], "done_cb")
+        end = result.sites["site-1"]
+        assert end.resumed == 0
+        assert end.reason.endswith(reason)
+        assert site.keeper.seen == [0, 1]
         async with site.life() as engine:
             assert len(engine._links._resuming) == 0, "and the life after it knows nothing of the stream"
 

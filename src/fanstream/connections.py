@@ -119,8 +119,7 @@ class Connections:
             limits.resume_window,
             self._way_to,
             self._wanted,
-            None if journal is None else journal.forget,
-            None if journal is None else journal.followed,
+            journal,
         )
         self._shared = Surroundings(settings, decoder, self._route, admit, self._resuming)
 
@@ -175,12 +174,16 @@ class Connections:
         return self._hello.incarnation
 
     def restore(self, streams: Sequence[Kept]) -> list[ReceiverLeg]:
-        """Make this site's ends of the streams that an earlier life of the engine has left."""
+        """Make this site's ends of the streams that an earlier life of the engine has left; their records are there."""
         nowhere = self._nowhere()
         self._unjudged = {(kept.opening.opener, kept.opening.stream) for kept in streams}
-        return [
-            nowhere.restore(kept.opening, kept.answered, kept.acked, {**kept.replies}, kept.ending) for kept in streams
-        ]
+        legs = []
+        for kept in streams:
+            leg = nowhere.restore(kept.opening, kept.answered, kept.acked, {**kept.replies}, kept.ending)
+            legs.append(leg)
+            if kept.lease is not None:
+                self._resuming.restored(leg, kept.lease - self.face.wall())
+        return legs
 
     def take_up(
         self, opening: Opening, body: bytes, sites: Mapping[str, bytes], settled: int, owner: object
@@ -495,10 +498,9 @@ class Connections:
         through_hub = any(link.core is core and link.dialler for link in self._links)
         if opener != core.peer and not through_hub:
             raise RemoteProtocolError(f"{core.peer} opens a stream in the name of {opener}")
-        if self._authorization is not None:  # before anything is said of which sites there are
-            refusal = self._judge(self._authorization, routing, target)
-            if refusal is not None:
-                return refusal
+        refusal = self._judge(core, routing, target)  # before anything is said of which sites there are
+        if refusal is not None:
+            return refusal
         if target == self.name:
             return None
         link = self._sites.direct.get(target)
@@ -506,19 +508,21 @@ class Connections:
             return Refusal(ReturnCode.COMMUNICATION_ERROR, f"{self.name} knows no way to {target}")
         return link.core
 
-    def _judge(self, authorization: Authorization, routing: Routing, target: str) -> Refusal | None:
-        """Ask the policy; also of a stream that an earlier life of this engine has taken, perhaps under another policy.
+    def _judge(self, core: LinkCore, routing: Routing, target: str) -> Refusal | None:
+        """Ask the policy; also of a stream that an earlier life of this engine has taken, perhaps under other settings.
 
         That is asked when the opener comes back, and no sooner: before, nothing is known of its role.
         """
+        policy = self._authorization
         key = (routing.opener, routing.stream)
         if isinstance(routing, Opening) or target != self.name or key not in self._unjudged:
-            return authorization.judge(routing, target)
+            return None if policy is None else policy.judge(routing, target)
         self._unjudged.discard(key)
         leg = self._resuming.find(*key)
         if leg is None:
             return None
-        refusal = authorization.judge(leg.opening, target)
+        refusal = None if policy is None else policy.judge(leg.opening, target)
+        refusal = refusal or core.fits(leg.opening)
         if refusal is not None:
             self._resuming.give_up(leg, refusal.reason)
         return refusal

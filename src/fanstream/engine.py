@@ -299,8 +299,6 @@ class StreamEngine(StreamableEngine):
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{self.name} shuts down")
         if (opening.opener, opening.stream) in self._known:
             return Refusal(ReturnCode.BAD_REQUEST_DATA, "a stream of this id was opened before")
-        if self.settings.sealed_only and not opening.sealed and not opening.channel.startswith(OWN):
-            return Refusal(ReturnCode.BAD_REQUEST_DATA, f"{self.name} takes sealed streams only")
         return None
 
     def _opened(self, event: Opened) -> None:
@@ -318,8 +316,8 @@ class StreamEngine(StreamableEngine):
         if self._journal is None:
             return
         self._tasks.spawn(self._journal.run, name="journal")
-        for kept, leg in zip(streams, self._links.restore(streams), strict=True):
-            record = self._journal.resume(kept)
+        records = [self._journal.resume(kept) for kept in streams]
+        for kept, record, leg in zip(streams, records, self._links.restore(streams), strict=True):
             if not leg.said_end:
                 self._begin(leg, kept.body, None, record)
 
@@ -357,7 +355,7 @@ class StreamEngine(StreamableEngine):
     async def handling(self, channel: str, topic: str, grace: float) -> Handling | None:
         """Return what is registered, or will be within *grace* seconds."""
         found = self._registry.find(channel, topic)
-        if found is None and grace > 0:
+        if found is None and grace > 0 and self._state == "running":
             with anyio.move_on_after(grace):
                 while found is None:
                     await self._registered.wait()

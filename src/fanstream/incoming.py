@@ -148,6 +148,7 @@ class IncomingStream:
         self._shown = leg.answered > 0  # whether the opener has this site's public props
         self._handling: Handling
         self._consumer: ObjectConsumer | None = None
+        self._orphaned = leg.answered > 0  # an earlier life's consumer is to be finalized, and this life has none yet
         self._last: tuple[str, str] = (ReturnCode.OK, "")  # this site's last reply: its code, and the reason it gives
         self._limiter: anyio.CapacityLimiter | None = None  # set when the consumer is synchronous
         leg.owner = self
@@ -374,6 +375,7 @@ class IncomingStream:
 
     async def _get_consumer(self, arrived: ObjectArrived | None) -> ObjectConsumer:
         """Make the consumer; a failure answers the first object and ends the stream here."""
+        self._orphaned = False
         try:
             consumer = await call(
                 self._handling.factory.get_consumer, self._stream_ctx, self._fl_ctx, limiter=self._host.limiter
@@ -474,6 +476,8 @@ class IncomingStream:
         """Finalize, and acknowledge the end; where there is a last reply, it leaves after that, and with it."""
         leg = self._leg
         with anyio.CancelScope(shield=True):
+            if self._orphaned:
+                await self._adopt()
             rc, reason, result = await self._finish(rc, reason)
             if last is not None and self._seal is not None and not self._gone:
                 last = (last[0], await self._seal.seal(*last, final=True))
@@ -488,6 +492,17 @@ class IncomingStream:
             if last is not None:
                 leg.reply(*last, final=True)
             self._say_ended(rc, reason, result)
+
+    async def _adopt(self) -> None:
+        """Make a consumer to be finalized where the stream is over before this life has come to make one."""
+        opening, settings = self._leg.opening, self._host.settings
+        with anyio.move_on_after(settings.finalize_timeout), suppress(_SiteFailureError):
+            handling = await self._host.handling(opening.channel, opening.topic, settings.registration_grace)
+            if handling is not None:
+                self._handling = handling
+                if self._body:  # not read yet
+                    await self._read_opening()
+                await self._get_consumer(None)
 
     async def _keep_end(self, record: Record, ending: bytes, last: _Last | None) -> None:
         leg = self._leg

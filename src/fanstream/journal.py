@@ -30,14 +30,16 @@ from .wakeup import Face
 _log = logging.getLogger(__name__)
 
 _APPLICATION: Final = 0x46414E53  # "FANS", in the header of the file
-_VERSION: Final = 2  # of the tables
+_VERSION: Final = 3  # of the tables
 _SMALLEST: Final = 512  # bytes: a page of SQLite's
 _PIECE: Final = 64 * 1024 * 1024  # bytes: SQLite takes no value of more than 1 GB
 _LOG_SIZE: Final = 64 * 1024 * 1024  # bytes of the write-ahead log that stay allocated
 _BROKEN: Final = frozenset((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 _TABLES: Final = (
     "CREATE TABLE site (name TEXT NOT NULL)",
-    "CREATE TABLE streams (id INTEGER PRIMARY KEY, opening BLOB NOT NULL, body BLOB NOT NULL, state BLOB NOT NULL)",
+    """CREATE TABLE streams (
+        id INTEGER PRIMARY KEY, opening BLOB NOT NULL, body BLOB NOT NULL, state BLOB NOT NULL, lease BLOB NOT NULL
+    )""",
     "CREATE TABLE replies (stream INTEGER, seq INTEGER, head BLOB NOT NULL, PRIMARY KEY (stream, seq))",
     """CREATE TABLE pieces (
         stream INTEGER, seq INTEGER, number INTEGER, checksum INTEGER NOT NULL, data BLOB NOT NULL,
@@ -70,6 +72,7 @@ class _Head(msgspec.Struct, array_like=True, frozen=True):
 
 
 _decode_state = msgspec.msgpack.Decoder(_State).decode
+_decode_lease = msgspec.msgpack.Decoder(float | None).decode
 _decode_head = msgspec.msgpack.Decoder(_Head).decode
 
 
@@ -85,6 +88,7 @@ class Kept:
         acked: how many replies the opener has.
         replies: the others, each with its flags, by number.
         ending: the body of ENDED; empty if the stream has not ended.
+        lease: until when it is kept without its opener, by the wall clock; None if nobody had begun to wait.
     """
 
     number: int
@@ -94,6 +98,7 @@ class Kept:
     acked: int
     replies: dict[int, tuple[Encoded, int]] = field(repr=False)
     ending: bytes = field(repr=False)
+    lease: float | None
 
 
 Step = Callable[["Store"], object]
@@ -179,7 +184,9 @@ class Store:
             raise JournalError(self.path, "is a database of something else", "Name another file")
         if application == _APPLICATION and version != _VERSION:
             raise JournalError(
-                self.path, f"has version {version}, this engine knows {_VERSION}", "Use the release that wrote it"
+                self.path,
+                f"has version {version}, this engine knows {_VERSION}",
+                "Use the release that wrote it until its streams have ended, or move it away: then they are lost",
             )
         mode = run("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
@@ -234,8 +241,8 @@ class Store:
             raise self._damaged(str(exc)) from exc
 
     def _load(self) -> Iterator[Kept]:
-        rows = self._connection.execute("SELECT id, opening, body, state FROM streams ORDER BY id").fetchall()
-        for number, opening, body, state in rows:
+        rows = self._connection.execute("SELECT id, opening, body, state, lease FROM streams ORDER BY id").fetchall()
+        for number, opening, body, state, lease in rows:
             told = bodies.decode(bodies.Opening, checked(opening))
             where = _decode_state(checked(state))
             replies = {}
@@ -245,7 +252,8 @@ class Store:
             first, count = where.acked, where.answered - where.acked
             if len(replies) != count or any(seq != first + index for index, seq in enumerate(replies)):
                 raise DamageError(f"stream {number} has {len(replies)} replies, {count} expected")
-            yield Kept(number, told, checked(body), where.answered, where.acked, replies, where.ending)
+            until = _decode_lease(checked(lease))
+            yield Kept(number, told, checked(body), where.answered, where.acked, replies, where.ending, until)
 
     def _load_reply(self, number: int, seq: int, head: _Head) -> tuple[Encoded, int]:
         pieces = self._connection.execute(
@@ -312,8 +320,8 @@ class Store:
 
     def begin(self, number: int, opening: bytes, body: bytes) -> None:
         """Note a stream."""
-        row = (number, check(opening), check(body), check(_encode(_State())))
-        self._connection.execute("INSERT INTO streams VALUES (?, ?, ?, ?)", row)
+        row = (number, check(opening), check(body), check(_encode(_State())), check(_encode(None)))
+        self._connection.execute("INSERT INTO streams VALUES (?, ?, ?, ?, ?)", row)
 
     def done(self, number: int, state: _State, seq: int, reply: Encoded, flags: int) -> None:
         """Note that an object was consumed, and the reply to it."""
@@ -340,6 +348,10 @@ class Store:
     def follow(self, number: int, opening: bytes) -> None:
         """Note that a later life of the opener has taken a stream up."""
         self._connection.execute("UPDATE streams SET opening = ? WHERE id = ?", (check(opening), number))
+
+    def lease(self, number: int, until: float | None) -> None:
+        """Note until when a stream is kept without its opener."""
+        self._connection.execute("UPDATE streams SET lease = ? WHERE id = ?", (check(_encode(until)), number))
 
     def forget(self, number: int) -> None:
         """Drop all of a stream."""
@@ -478,6 +490,16 @@ class Journal:
         if record is not None:
             routing = bodies.encode(opening)
             record.ask(lambda store: store.follow(record.number, routing))
+
+    def leased(self, opening: bodies.Opening, seconds: float | None) -> None:
+        """Note for how long from now a stream is kept without its opener, if it is here; None once that is back.
+
+        By the wall clock, for no other goes on from one life to the next.
+        """
+        record = self._records.get((opening.opener, opening.stream))
+        if record is not None:
+            until = None if seconds is None else self._face.wall() + seconds
+            record.ask(lambda store: store.lease(record.number, until))
 
     def forget(self, opener: str, stream: bytes) -> None:
         """Drop a stream, if it is here."""

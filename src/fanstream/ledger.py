@@ -103,7 +103,10 @@ class Ledger:
         self._left = store.read(read)
 
     def begin_leases(self) -> None:
-        """Give what is left its resume window from now on: nothing stays for ever."""
+        """Give what is left its resume window from now on: nothing stays for ever.
+
+        Anew in each life, for it is this program that is to resume them, and it has to live for that.
+        """
         for stream, left in self._left.items():
             self._journal.skip(left.number)
             when = self._face.time() + left.opening.resume / 1000

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .deadlines import Deadline, Deadlines
 from .errors import LocalProtocolError
-from .protocol.bodies import Opening
 from .protocol.core import LinkCore
 from .protocol.opener import OpenerLeg
 from .protocol.receiver import ReceiverLeg
+
+if TYPE_CHECKING:
+    from .journal import Journal
 
 _LEASE: Final = 60.0
 """Seconds beyond its resume window for which an end remembers a stream that is over, if the other end is silent."""
@@ -28,8 +30,7 @@ class Resuming:
         longest: seconds that a peer may have this engine wait for it.
         find: returns the link that leads to a site now, if there is one.
         wanted: called with the name of a site that a suspended stream needs a way to.
-        forgotten: called with the opener and the id of an incoming stream of which nothing is kept any more.
-        followed: called with what a later life of its opener would have said to open an incoming stream.
+        journal: where incoming streams are kept, if they are.
     """
 
     def __init__(
@@ -39,16 +40,14 @@ class Resuming:
         longest: float,
         find: Callable[[str], LinkCore | None],
         wanted: Callable[[str], object],
-        forgotten: Callable[[str, bytes], object] | None = None,
-        followed: Callable[[Opening], object] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._deadlines = deadlines
         self._time = time
         self._longest = longest
         self._find = find
         self._wanted = wanted
-        self._forgotten = forgotten
-        self._followed = followed
+        self._journal = journal
         self._incoming: dict[tuple[str, bytes], ReceiverLeg] = {}
         self._counts: dict[str, int] = {}  # of them, by opener
         self._leases: dict[AnyEnd, Deadline] = {}
@@ -97,11 +96,12 @@ class Resuming:
         """The way has come back."""
         if not (leg.aborted if isinstance(leg, OpenerLeg) else leg.said_end):
             self._end_lease(leg)
+            self._note(leg, None)
 
     def followed(self, leg: ReceiverLeg) -> None:
         """A later life of its opener has taken a durable stream up."""
-        if self._followed is not None:
-            self._followed(leg.opening)
+        if self._journal is not None:
+            self._journal.followed(leg.opening)
 
     def closed(self, leg: AnyEnd) -> None:
         """A leg is of no more use."""
@@ -109,11 +109,20 @@ class Resuming:
             left = self._counts.pop(leg.opener) - 1
             if left:
                 self._counts[leg.opener] = left
-            if self._forgotten is not None:
-                self._forgotten(leg.opener, leg.opening.stream)
+            if self._journal is not None:
+                self._journal.forget(leg.opener, leg.opening.stream)
         self._end_lease(leg)
 
     # What the engine tells.
+
+    def restored(self, leg: ReceiverLeg, left: float) -> None:
+        """An earlier life of this engine has begun to wait for a stream's opener, and has left so many seconds.
+
+        A wall clock that was set back meanwhile gives no more time than the whole.
+        """
+        whole = self.window(leg) + (_LEASE if leg.said_end else 0.0)
+        self._end_lease(leg)
+        self._lease(leg, min(max(left, 0.0), whole))
 
     def ways_changed(self) -> None:
         """Other sites can be reached than before: streams that wait for one try again."""
@@ -146,18 +155,22 @@ class Resuming:
 
     def clear(self) -> None:
         """The engine ends: forget all. What was ended here and is not known to the opener yet stays in the journal."""
-        self._forgotten = None
+        self._journal = None
         for leg in list(self._leases):
             self.give_up(leg, "the engine ended")
 
     def _lease(self, leg: AnyEnd, seconds: float) -> None:
-        over = partial(self._expired, leg, seconds)
-        self._leases[leg] = self._deadlines.at(self._time() + seconds, over)
+        self._leases[leg] = self._deadlines.at(self._time() + seconds, partial(self._expired, leg))
+        self._note(leg, seconds)
+
+    def _note(self, leg: AnyEnd, seconds: float | None) -> None:
+        if self._journal is not None and isinstance(leg, ReceiverLeg):
+            self._journal.leased(leg.opening, seconds)
 
     def _end_lease(self, leg: AnyEnd) -> None:
         lease = self._leases.pop(leg, None)
         if lease is not None:
             self._deadlines.cancel(lease)
 
-    def _expired(self, leg: AnyEnd, seconds: float, now: float) -> None:
-        self.give_up(leg, f"{leg.site} did not come back within {seconds:g} s")
+    def _expired(self, leg: AnyEnd, now: float) -> None:
+        self.give_up(leg, f"{leg.site} did not come back within {self.window(leg):g} s")

@@ -33,6 +33,9 @@ class Face(Protocol):
     def time(self) -> float:
         """Return the loop's clock, in seconds."""
 
+    def wall(self) -> float:
+        """Return the time of day, in seconds since the epoch: it outlives this process, and may be set back."""
+
     def wakeup(self) -> Wakeup:
         """Make a wake-up of this loop."""
 
@@ -97,13 +100,14 @@ class _EventWakeup:
 class AsyncioFace:
     """An asyncio loop; ``loop`` is the loop itself, for the transports that need it."""
 
-    __slots__ = ("_home", "loop", "time")
+    __slots__ = ("_home", "loop", "time", "wall")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         # Asyncio's own loops only hand on what this says; a loop with a clock of its own is asked.
         plain = type(loop).time is asyncio.BaseEventLoop.time
         self.time: Callable[[], float] = time.monotonic if plain else loop.time
+        self.wall: Callable[[], float] = getattr(loop, "wall", time.time)  # one on virtual time has its own
         self._home = threading.get_ident()
 
     def wakeup(self) -> Wakeup:
@@ -123,13 +127,14 @@ class AsyncioFace:
 class TrioFace:
     """A Trio run."""
 
-    __slots__ = ("_home", "_token", "time")
+    __slots__ = ("_home", "_token", "time", "wall")
 
     def __init__(self, token: Any) -> None:
         import trio
 
         self._token = token
         self.time = trio.current_time
+        self.wall: Callable[[], float] = getattr(trio.lowlevel.current_clock(), "wall", time.time)
         self._home = threading.get_ident()
 
     def wakeup(self) -> Wakeup:

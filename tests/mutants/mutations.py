@@ -1263,8 +1263,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "connections.py",
-        "        if self._authorization is not None:  # before anything is said of which sites there are\n",
-        "        if self._authorization is not None and target != self.name:\n",
+        "            return None if policy is None else policy.judge(routing, target)\n",
+        "            return None if policy is None or target == self.name else policy.judge(routing, target)\n",
         "a receiver does not ask its policy",
         _AUTHORIZATION,
     ),
@@ -1355,7 +1355,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "resuming.py",
-        "            if self._forgotten is not None:\n",
+        "            if self._journal is not None:\n",
         "            if False:\n",
         "streams that are over stay in the journal",
         _RESTARTS,
@@ -1543,6 +1543,20 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "            pass\n",
         "a site that is restarted forgets which life of an opener it has met",
         _JOURNAL,
+    ),
+    Mutation(
+        "connections.py",
+        "                self._resuming.restored(leg, kept.lease - self.face.wall())\n",
+        "                pass\n",
+        "each life of a site begins to wait for an opener anew",
+        _RESTARTS,
+    ),
+    Mutation(
+        "resuming.py",
+        "self._lease(leg, min(max(left, 0.0), whole))",
+        "self._lease(leg, max(left, 0.0))",
+        "a clock that was set back prolongs the wait for an opener",
+        _RESTARTS,
     ),
     # --- what the fuzzers have to notice ---
     Mutation(

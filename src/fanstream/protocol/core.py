@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from ..arguments import OWN
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..shareable import ReturnCode
 from . import bodies
@@ -435,7 +436,7 @@ class LinkCore:
         if not isinstance(where, Refusal):
             where = self._too_many(opening.opener) or where
         if where is None:
-            where = self._admit(opening) or self._shared.admit(opening)
+            where = self._admit(opening) or self.fits(opening) or self._shared.admit(opening)
         if isinstance(where, Refusal):
             self._turn_away(alias, target, opening, where)
             return
@@ -495,11 +496,18 @@ class LinkCore:
                 f"{opening.opener} has reset more than {self._limits.resets} streams within "
                 f"{self._limits.reset_window} s",
             )
+        return None
+
+    def fits(self, opening: bodies.Opening) -> Refusal | None:
+        """Say whether such a stream is taken here at all, begun in this life of the engine or in an earlier one."""
+        me, settings = self.me.site, self._shared.settings
         if opening.backlog > self._limits.backlog:
             return Refusal(
                 ReturnCode.BAD_REQUEST_DATA,
                 f"a backlog of {opening.backlog} objects, limit {self._limits.backlog}",
             )
+        if settings.sealed_only and not opening.sealed and not opening.channel.startswith(OWN):
+            return Refusal(ReturnCode.BAD_REQUEST_DATA, f"{me} takes sealed streams only")
         return None
 
     def _turn_away(self, alias: int, target: int, routing: Routing, refusal: Refusal) -> None:

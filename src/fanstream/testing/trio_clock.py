@@ -33,6 +33,7 @@ class ClockKeeper(trio.abc.Instrument):
         self._most = 0.0  # how far the clock goes with the wait that begins
         self._began = 0.0
         clock.deadline_to_sleep_time = self._time_to_wait  # type: ignore[method-assign]
+        clock.wall = clock.current_time  # type: ignore[attr-defined]  # the time of day; see AsyncioFace
 
     def _time_to_wait(self, deadline: float) -> float:
         clock = self._clock

@@ -51,6 +51,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time, in seconds."""
         return self._now
 
+    def wall(self) -> float:
+        """Return the time of day: there is no other than the virtual time."""
+        return self._now
+
     def advance(self, seconds: float) -> None:
         """Move the clock on, to the next tick; what is due runs in the loop's next turn.
 
