@@ -327,6 +327,8 @@ async def test_sites_keep_a_durable_stream_for_its_window_and_no_longer(transpor
             assert anyio.current_time() - began == pytest.approx(60, abs=25)  # threads take real time
             assert {*keepers["site-1"].rcs, *keepers["site-2"].rcs} == {"COMMUNICATION_ERROR"}
             await until(lambda: engine.unfinished_streams() == [], 200)
+            assert engine._journal is not None
+            await engine._journal.flush()
             with pytest.raises(UnknownStreamError, match="the journal of opener has no such unfinished stream"):
                 await engine.stream_objects(
                     "models", "weights", {}, SITES, Seekable(3), engine.new_context(), resume="0" * 32
