@@ -111,7 +111,8 @@ async def farewell(peer: socket.socket, contexts: Contexts) -> None:
     peer.shutdown(socket.SHUT_WR)
 
 
-async def honest(peer: socket.socket, contexts: Contexts) -> None:
+async def honest(peer: socket.socket, contexts: Contexts, says: bytes = b"") -> None:
+    """Shakes hands; what it says leaves in one piece with their end, and its farewell too."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     side = contexts.connect.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
     shaken = False
@@ -122,6 +123,9 @@ async def honest(peer: socket.socket, contexts: Contexts) -> None:
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
                 shaken = True
+                if says:
+                    side.write(says)
+                    side.unwrap()
             peer.send(outgoing.read())
         except (ConnectionError, ssl.SSLError):  # closed already
             return
@@ -167,6 +171,23 @@ async def test_why_a_handshake_failed_is_told(
         tg.start_soon(peer, ends.peer, contexts)
         await ends.run()
     assert isinstance(ends.reason, error)
+
+
+async def test_what_comes_with_the_end_of_a_handshake_is_heard_though_nothing_follows(contexts: Contexts) -> None:
+    face = current_face()
+    assert isinstance(face, AsyncioFace)
+    sock, peer = socket.socketpair()
+    sock.setblocking(False)
+    peer.setblocking(False)
+    ends = Ends(BufferedWire("a peer", face, sock, context=contexts.listen), sock, peer)
+    with peer, anyio.fail_after(10):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(ends.run)
+            await honest(peer, contexts, b"last words")
+        while sock.fileno() != -1:
+            await anyio.lowlevel.checkpoint()
+    assert ends.pump.heard == b"last words"
+    assert isinstance(ends.reason, BrokenError)
 
 
 async def test_a_reset_that_comes_together_with_data_ends_it(contexts: Contexts) -> None:

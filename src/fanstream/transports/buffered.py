@@ -112,6 +112,8 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
             shaken.transport.set_protocol(self)
             self._take(shaken.transport, shaken.identity)
             self._hand_on(shaken.early)
+            if shaken.transport.is_closing():  # it has said all that it had to say
+                self.eof_received()
         elif expected is None:
             await loop.connect_accepted_socket(lambda: self, sock, ssl=context, **tls)
         else:
@@ -158,19 +160,21 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
     def _write(self) -> None:
         pump = self._pump
         assert pump is not None
-        if self._paused or self._ended:
-            return
-        out = pump.next_output(_OUTPUT)
-        if out:
+        left = _OUTPUT
+        while left > 0 and not (self._paused or self._ended):
+            out = pump.next_output(left)
+            if not out:
+                break
             if self._context is not None:
                 self._transport.writelines(out)  # encrypted at once, so the buffers are the link's again
             else:
                 # Not writelines, which on some Pythons 3.12 keeps buffers without pausing its protocol.
                 for piece in out:
                     self._transport.write(piece)
-            # In another turn: what a link has to say at length must not hold up the others.
+            left -= sum(map(len, out))
+        if left <= 0:  # in another turn: what a link has to say at length must not hold up the others
             self.wake()
-        elif self._closing:
+        elif self._closing and not (self._paused or self._ended):
             self._ended = True
             self._transport.close()
             if self._fast:
@@ -226,6 +230,8 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
             left = left[count:]
 
     def eof_received(self) -> None:
+        if self._upgrading:  # what came before it is still to be handed on; the transport closes, and tells
+            return
         self._end(BrokenError(f"{self._name}: the other end closed it"))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -23,7 +23,7 @@ _HANDSHAKE: Final = 60.0  # seconds; whoever runs the wire has less patience
 
 
 class Shaken(NamedTuple):
-    """A connection whose peer is known; nothing is read from it yet."""
+    """A connection whose peer is known; nothing is read from it yet, and it may have ended."""
 
     transport: Any  # an asyncio.Transport
     identity: Identity | None  # None where the context is no federation's
@@ -80,9 +80,10 @@ async def shake(
             ssl_handshake_timeout=_HANDSHAKE,
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
-        if transport.is_closing():
+        if not transport.is_closing():
+            transport.pause_reading()
+        elif not above.shaken:
             raise ConnectionResetError("it is gone")
-        transport.pause_reading()
         identity = None
         if isinstance(context, FederationContext):
             identity = context.identify(transport.get_extra_info("ssl_object").getpeercert(True), expected)
@@ -109,6 +110,7 @@ class _Above(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self.plain: Any = None
+        self.shaken = False
         self.early = bytearray()
         self._stage = bytearray(_STAGE)
 
@@ -117,7 +119,8 @@ class _Above(asyncio.BufferedProtocol):
         transport.pause_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        self.plain.pause_reading()  # hands are shaken, and so there is time to look at the peer
+        self.shaken = True
+        self.plain.pause_reading()  # there is time to look at the peer
         return memoryview(self._stage)
 
     def buffer_updated(self, nbytes: int) -> None:
