@@ -48,6 +48,7 @@ def compare_loops(
     rounds: int,
     transport: str,
     env: Mapping[str, str] | None = None,
+    ways: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure large objects by fanstream on each event loop and by the raw socket, each piece of work in new processes.
 
@@ -57,15 +58,20 @@ def compare_loops(
         rounds: how often each is measured, after a first window of objects, which touches new memory, and a run.
         transport: ``"tcp"``, ``"unix"`` or ``"tls"``.
         env: environment variables of all the processes.
+        ways: what else each loop is measured with, by a name for it: environment variables of those processes.
 
     Returns:
-        A row for each piece of work and loop, and for each the raw socket's.
+        A row for each piece of work, loop and way, and for each the raw socket's.
     """
     rows: list[dict[str, Any]] = []
     for name, work in works:
         with ExitStack() as stack:
             teams = {"raw": Team("raw", work.sites, transport=transport, env=env)}
-            teams |= {loop: Team("fanstream", work.sites, loop=loop, transport=transport, env=env) for loop in loops}
+            for loop in loops:
+                for way, more in (ways or {"": {}}).items():
+                    each = {**(env or {}), **more}
+                    team = Team("fanstream", work.sites, loop=loop, transport=transport, env=each)
+                    teams[f"{loop}, {way}" if way else loop] = team
             for team in teams.values():
                 stack.enter_context(team)
             first = take_turns(1, {cell: partial(team.run, work.first()) for cell, team in teams.items()})

@@ -7,6 +7,7 @@ returns, and its reply is a return code.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,6 +40,9 @@ LOOP: Final = "uvloop"
 CHANNEL, TOPIC = "bench", "data"
 # A suite of ``EngineSettings``; empty for streams that are not sealed.
 SUITE: Final = os.environ.get("FANSTREAM_BENCH_SUITE", "")
+# Whether TLS is left to asyncio though aiofastnet is installed.
+if os.environ.get("FANSTREAM_BENCH_TLS") == "asyncio":
+    sys.modules["aiofastnet"] = None  # type: ignore[assignment]
 # Far beyond what any object takes: a deadline that passes is a failure, not a figure.
 TIMEOUT: Final = 120.0
 
