@@ -17,6 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT: Final = Path(__file__).parent
 MODULES: Final = (
+    "arguments",
     "codec/codec",
     "codec/decode",
     "codec/encode",
@@ -24,8 +25,10 @@ MODULES: Final = (
     "deadlines",
     "durable",
     "held",
+    "incoming",
     "link",
     "outgoing",
+    "producing",
     "protocol/budget",
     "protocol/core",
     "protocol/events",
@@ -43,6 +46,8 @@ MODULES: Final = (
     "protocol/sending",
     "protocol/session",
     "protocol/surroundings",
+    "unpacking",
+    "wakeup",
 )
 _SETUP: Final = """
 import sys

@@ -23,7 +23,7 @@ from .context import FLContext, StreamContext
 from .deadlines import Deadline
 from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
-from .incoming import Handling, IncomingStream
+from .incoming import IncomingStream
 from .membership import check_addresses
 from .observe import Audit, EventStream
 from .outgoing import OutgoingStream
@@ -33,7 +33,7 @@ from .protocol.core import LinkCore
 from .protocol.events import Opened
 from .protocol.receiver import ReceiverLeg
 from .protocol.surroundings import Refusal
-from .registry import Registration, Registry
+from .registry import Handling, Registration, Registry
 from .running import Work, running
 from .shareable import ReturnCode, Shareable
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult, UnfinishedStream

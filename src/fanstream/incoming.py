@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -22,14 +21,15 @@ from .codec.faults import NotAtOnceError
 from .codec.payloads import finished
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
-from .errors import CodecError, JournalError, SealError, SecurityError
+from .errors import CodecError, JournalError, SealError, SecurityError, chained
 from .protocol.bodies import Cause, Ending, Opening, encode
 from .protocol.events import Aborted, EndAnnounced, Lost, ObjectArrived, StreamEvent
 from .protocol.frames import Flag
 from .protocol.inbound import DECODED_AT_ONCE
 from .protocol.receiver import ReceiverLeg
+from .registry import Handling
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
-from .streaming import ConsumerFactory, ObjectConsumer
+from .streaming import ObjectConsumer
 from .wakeup import Face
 
 if TYPE_CHECKING:
@@ -41,19 +41,13 @@ _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_HEADERS: Final = ReservedHeaderKey.HEADERS
 _JAR: Final = ReservedHeaderKey.COOKIE_JAR
+_OK: Final = ReturnCode.OK
+_PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
+_RC: Final = ReservedHeaderKey.RC
 _LONGEST_REASON: Final = 1000  # characters; all of it stands in the reply
 _UNWAITED: Final = 256  # objects consumed in a row without waiting, after which the loop gets its turn
-
-
-@dataclass(frozen=True, slots=True)
-class Handling:
-    """What an application registered for a channel and topic."""
-
-    factory: ConsumerFactory
-    stream_done_cb: Callable[..., Any] | None = None
-    consumed_cb: Callable[..., Any] | None = None
-    cb_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 _Last = tuple[int, Encoded]
@@ -272,7 +266,8 @@ class IncomingStream:
             if not (isinstance(context, dict) and isinstance(props, dict) and isinstance(job, str)):
                 raise TypeError("its parts are of the wrong types")
         except (CodecError, TypeError, KeyError) as exc:
-            raise _SiteFailureError(ReturnCode.BAD_REQUEST_DATA, f"OPEN's body cannot be read: {exc}") from exc
+            reason = f"OPEN's body cannot be read: {exc}"
+            raise chained(_SiteFailureError(ReturnCode.BAD_REQUEST_DATA, reason), exc)
         self._body = b""
         context.pop(StreamContextKey.RC, None)
         context[StreamContextKey.CHANNEL] = leg.opening.channel
@@ -359,7 +354,7 @@ class IncomingStream:
         try:
             await written
         except JournalError as exc:
-            raise self._report(exc, "the journal") from exc
+            raise chained(self._report(exc, "the journal"), exc)
 
     async def _open(self, arrived: ObjectArrived) -> None:
         """Put what is in an object that was sealed, or is not decoded yet, in its place."""
@@ -371,7 +366,7 @@ class IncomingStream:
                 arrived.value = await self._seal.open(arrived.seq, value, final=arrived.final)
             except SealError as exc:
                 reason = f"object {arrived.seq} is not that of {self._leg.opener}: {exc}"
-                raise _SiteFailureError(ReturnCode.COMMUNICATION_ERROR, reason) from exc
+                raise chained(_SiteFailureError(ReturnCode.COMMUNICATION_ERROR, reason), exc)
 
     async def _get_consumer(self, arrived: ObjectArrived | None) -> ObjectConsumer:
         """Make the consumer; a failure answers the first object and ends the stream here."""
@@ -382,12 +377,12 @@ class IncomingStream:
             )
             if not callable(getattr(consumer, "consume", None)):
                 raise TypeError(f"get_consumer returned {type(consumer).__name__}, expected an ObjectConsumer")
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - the application's code may raise anything
             failure = self._report(exc, "get_consumer")
             if arrived is not None:
                 reply = make_reply(failure.rc, {"reason": failure.reason})
                 failure.last = (arrived.seq, self._host.codec.encode(reply))
-            raise failure from exc
+            raise chained(failure, exc)
         if not is_async(consumer.consume):
             self._limiter = self._host.limiter
         self._consumer = consumer
@@ -404,21 +399,22 @@ class IncomingStream:
         value = arrived.value
         callback = self._handling.consumed_cb
         try:
-            if isinstance(value, CodecError):
-                raise _SiteFailureError(ReturnCode.BAD_REQUEST_DATA, str(value)) from value
-            value.headers[ReservedHeaderKey.PEER_PROPS] = self._peer_props
+            if type(value) is not Shareable:  # a CodecError
+                raise chained(_SiteFailureError(ReturnCode.BAD_REQUEST_DATA, str(value)), value)
+            headers: dict[str, Any] = value[_HEADERS]
+            headers[_PEER_PROPS] = self._peer_props
             self._stream_ctx[StreamContextKey.SEQ] = arrived.seq
             result = await consume(value, self._stream_ctx, self._fl_ctx)
             if not isinstance(result, tuple) or len(result) != 2:
                 raise TypeError(f"consume returned {type(result).__name__}, expected a tuple (go on, reply)")
             go_on, reply = result
-            headers = value.headers
-            if reply is None:
-                if self._plain_ok is not None and callback is None and _JAR not in headers:
-                    return bool(go_on), self._plain_ok, None
-                reply = make_reply(ReturnCode.OK)
-            elif not isinstance(reply, Shareable):
+            if reply is not None and not isinstance(reply, Shareable):
                 raise TypeError(f"consume returned a reply of type {type(reply).__name__}, expected Shareable")
+            plain_ok = self._plain_ok if go_on and callback is None and _JAR not in headers else None
+            if plain_ok is not None and (reply is None or _is_plain_ok(reply)):
+                return True, plain_ok, None
+            if reply is None:
+                reply = make_reply(_OK)
             if callback is not None:
                 await call(
                     callback, (go_on, reply), self._stream_ctx, self._fl_ctx, limiter=self._limiter,
@@ -440,12 +436,12 @@ class IncomingStream:
 
     def _show_props(self, reply: Shareable) -> None:
         """Send this site's public props with its first reply; what a reply brought along from elsewhere is not its."""
-        reply.headers.pop(ReservedHeaderKey.PEER_PROPS, None)
+        reply.headers.pop(_PEER_PROPS, None)
         if not self._shown and not self._leg.opening.channel.startswith(OWN):
             self._shown = True
             props = {**self._host.settings.public_props, **self._fl_ctx.get_all_public_props()}
             if props:
-                reply.headers[ReservedHeaderKey.PEER_PROPS] = props
+                reply.headers[_PEER_PROPS] = props
 
     def _say_ended(self, rc: str, reason: str, result: bytes) -> None:
         if self._seal is None:
@@ -555,3 +551,9 @@ class IncomingStream:
         if failure is not None:
             return failure.rc, failure.reason, encoded
         return rc, reason, encoded
+
+
+def _is_plain_ok(reply: Shareable) -> bool:
+    """Whether a reply says that all is well, and nothing else."""
+    headers = reply.get(_HEADERS)
+    return len(reply) == 1 and type(headers) is dict and len(headers) == 1 and headers.get(_RC) is _OK

@@ -5,65 +5,56 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import msgspec
 
 from .abort import AbortSignal
-from .codec import Codec, Decoding, Encoded, Undecoded
-from .codec.ciphertext import SMALL
-from .codec.faults import NotAtOnceError
-from .codec.payloads import finished
+from .codec import Encoded
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
-from .errors import ClosedError, CodecError, LocalProtocolError, RemoteProtocolError
+from .errors import ClosedError, LocalProtocolError, RemoteProtocolError
 from .held import Held, Offer
 from .policies import Drop
 from .protocol.bodies import Cause, Opening
 from .protocol.core import LinkCore
 from .protocol.events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed, StreamEvent, Suspended
-from .protocol.gather import Arrived, Flight, Gathering, Outcome, Standing
-from .protocol.inbound import DECODED_AT_ONCE, UNCHARGED
+from .protocol.gather import Flight, Gathering, Outcome, Standing
+from .protocol.inbound import UNCHARGED
 from .protocol.opener import OpenerLeg
 from .protocol.pace import Pacing
 from .results import conclude
 from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
 from .streaming import StreamResult
+from .unpacking import Host as UnpackingHost
+from .unpacking import Unpacking
 from .wakeup import Face, Wakeup
 
 if TYPE_CHECKING:
     from .options import EngineSettings, StreamOptions
     from .sealing import OpenerSeal
 
-_T = TypeVar("_T")
-
+_HEADERS: Final = ReservedHeaderKey.HEADERS
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
 
 
-class Host(Protocol):
+class Host(UnpackingHost, Protocol):
     """What a stream needs of its engine."""
 
     name: str
     face: Face
     deadlines: Deadlines
-    codec: Codec
     settings: EngineSettings
 
     @property
     def life(self) -> bytes:
         """The engine's incarnation."""
 
-    async def aside(self, function: Callable[..., _T], *args: Any) -> _T:
-        """Call a function that would hold up the event loop on a thread."""
-
     async def reach(self, sites: Sequence[str], grace: float) -> Mapping[str, LinkCore]:
         """Return the links that lead to sites; those that cannot be reached within *grace* seconds are absent."""
-
-    def spawn(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any, name: str) -> None:
-        """Start a task that the engine waits for."""
 
 
 class OutgoingStream:
@@ -106,6 +97,8 @@ class OutgoingStream:
     ) -> None:
         self._host = host
         self._options = options
+        self._window = options.window
+        self._copies = options.copy_objects
         self._optional = optional
         self._legs: dict[str, OpenerLeg] = {}
         self.gathering = Gathering(targets, options.gather, options.backlog)
@@ -113,7 +106,8 @@ class OutgoingStream:
         if options.progress_timeout is not None:
             self._pacing = Pacing(self.gathering, options.progress_timeout, lambda name: self._legs[name].progress)
         self._timed = self._pacing is not None or self.gathering.patient  # whether replies have to be timed
-        self._started = host.face.time()
+        self._time = host.face.time
+        self._started = self._time()
         self._room = host.face.wakeup()
         self._changed = host.face.wakeup()
         self._unended: set[str] = set()  # sites whose acknowledgement of the end, or of the abort, is awaited
@@ -140,7 +134,7 @@ class OutgoingStream:
         )
         self._seal: OpenerSeal | None = None
         stream_ctx[StreamContextKey.STREAM_ID] = self.stream_id
-        self._unopened: dict[str, deque[StreamEvent]] = {}  # what came from a site while a thread opens or decodes
+        self._unpacking = Unpacking(host, self.stream_id, self._handle)
 
     @property
     def stream_id(self) -> str:
@@ -182,7 +176,7 @@ class OutgoingStream:
 
     def seal_with(self, seal: OpenerSeal) -> None:
         """Have the stream sealed; it opens at those sites alone that have an invitation."""
-        self._seal = seal
+        self._seal = self._unpacking.seal = seal
 
     async def open(self, body: bytes) -> None:
         """Open the stream at every site that can be reached; nothing is awaited from them.
@@ -219,12 +213,12 @@ class OutgoingStream:
 
         A site whose backlog is full holds the stream, until it answers or its stall timeout drops it.
         """
-        gathering, options = self.gathering, self._options
+        gathering = self.gathering
         await self.stand_aborted()
         while True:
             if gathering.finished:
                 return False
-            if self.in_flight < options.window:
+            if self.in_flight < self._window:
                 if not gathering.at_limit:
                     return True
                 self._watch_stalls()
@@ -234,12 +228,7 @@ class OutgoingStream:
     def has_room(self) -> bool:
         """Whether another object may be produced now; when not, ``room`` waits for it."""
         gathering = self.gathering
-        return (
-            self.in_flight < self._options.window
-            and not gathering.at_limit
-            and bool(gathering.active)
-            and not self._aborted
-        )
+        return self.in_flight < self._window and not gathering.at_limit and bool(gathering.active) and not self._aborted
 
     async def stand_aborted(self) -> None:
         """End here, where the abort's cancellation is due, if the stream was aborted while nobody awaited anything."""
@@ -249,7 +238,7 @@ class OutgoingStream:
     def _watch_stalls(self) -> None:
         for name in self.gathering.at_limit:
             if name not in self._stalls:
-                when = self._host.face.time() + self._options.stall_timeout
+                when = self._time() + self._options.stall_timeout
                 self._stalls[name] = self._host.deadlines.at(when, partial(self._stalled, name))
 
     def _stalled(self, name: str, now: float) -> None:
@@ -283,14 +272,14 @@ class OutgoingStream:
         return sealed
 
     def _encode(self, obj: Shareable) -> Encoded:
-        headers = obj.headers
-        # What came with another site's reply is not this site's to send.
-        brought = headers.pop(_PEER_PROPS, None) if _PEER_PROPS in headers else None
+        headers = obj.get(_HEADERS)
+        if not headers or _PEER_PROPS not in headers:
+            return self._host.codec.encode(obj, copy=self._copies)
+        brought = headers.pop(_PEER_PROPS)  # with another site's reply: not this site's to send
         try:
-            return self._host.codec.encode(obj, copy=self._options.copy_objects)
+            return self._host.codec.encode(obj, copy=self._copies)
         finally:
-            if brought is not None:
-                headers[_PEER_PROPS] = brought
+            headers[_PEER_PROPS] = brought
 
     def dispatch(self, obj: Shareable | Encoded, timeout: float, *, final: bool = False) -> Flight:
         """Encode an object once and send it to every active site; never waits.
@@ -306,14 +295,14 @@ class OutgoingStream:
         """
         if self._ending or self._aborted:
             raise ClosedError(f"stream {self.stream_id} has ended")
-        encoded = obj if isinstance(obj, Encoded) else self._encode(obj)
-        host, gathering = self._host, self.gathering
+        encoded = self._encode(obj) if isinstance(obj, Shareable) else obj
+        gathering = self.gathering
         flight = gathering.launch(len(encoded.envelope) + encoded.total)
         self.in_flight += 1
         seq = flight.seq
         if flight.waiting:
             flight.payload, flight.final = encoded, final
-            flight.sent = host.face.time()
+            flight.sent = self._time()
             flight.due = look = flight.sent + timeout
             milliseconds = max(1, int(timeout * 1000))
             pacing = self._pacing
@@ -382,67 +371,10 @@ class OutgoingStream:
 
     def handle(self, event: StreamEvent) -> None:
         """Take one event of one of this stream's legs; never waits."""
-        if type(event) is ReplyArrived and type(event.value) is Shareable and not self._unopened:
+        if type(event) is ReplyArrived and type(event.value) is Shareable and not self._unpacking.waiting:
             self._on_reply(event)
         else:
-            self._take_in_turn(event)
-
-    def _take_in_turn(self, event: StreamEvent) -> None:
-        """Take an event after those that came before it; one that takes long, once a thread has opened it."""
-        name = event.leg.opening.targets[0]
-        waiting = self._unopened.get(name)
-        if waiting is not None:
-            waiting.append(event)
-            return
-        opened = self._opened(event)
-        if opened is None:
-            self._unopened[name] = deque((event,))
-            self._host.spawn(self._open_events, name, name=f"replies of {name} to stream {self.stream_id}")
-        else:
-            self._handle(opened)
-
-    def _opened(self, event: StreamEvent) -> StreamEvent | None:
-        """Open and decode an event; None where a thread has to."""
-        sealed = self._seal is not None
-        if type(event) is ReplyArrived:
-            if event.size > SMALL if sealed else isinstance(event.value, (Decoding, Undecoded)):
-                return None
-        elif type(event) is Ended and len(event.result) > DECODED_AT_ONCE:
-            return None
-        try:
-            if self._seal is not None:
-                event = self._seal.opened(event)
-            return self._decoded(event, imports=False) if type(event) is Ended else event
-        except NotAtOnceError:
-            return None
-
-    async def _open_events(self, name: str) -> None:
-        waiting = self._unopened[name]
-        while waiting:
-            event = waiting.popleft()
-            opened = self._opened(event)
-            self._handle(await self._opened_aside(event) if opened is None else opened)
-        del self._unopened[name]
-
-    async def _opened_aside(self, event: StreamEvent) -> StreamEvent:
-        aside = self._host.aside
-        if self._seal is not None:
-            event = await self._seal.open(event) if type(event) is ReplyArrived else self._seal.opened(event)
-        if type(event) is Ended:
-            return await aside(partial(self._decoded, event, imports=True))
-        if type(event) is ReplyArrived and self._seal is None:
-            event.value = await aside(finished, event.value)
-        return event
-
-    def _decoded(self, event: Ended, *, imports: bool) -> Ended:
-        """Decode what came with the end of a site."""
-        rc, reason, result = event.rc, event.reason, None
-        if event.result:
-            try:
-                result = self._host.codec.decode_value(event.result, imports=imports)
-            except CodecError as exc:
-                rc, reason = ReturnCode.EXECUTION_RESULT_ERROR, f"end_result cannot be decoded: {exc}"
-        return Ended(event.leg, rc, reason, result)
+            self._unpacking.take(event)
 
     def _handle(self, event: StreamEvent) -> None:
         if type(event) is ReplyArrived:
@@ -467,7 +399,7 @@ class OutgoingStream:
         self._changed.set()
         if leg.withdrawn:
             return
-        now = self._host.face.time()
+        now = self._time()
         for seq in range(event.seq, leg.sent):
             flight = self.gathering.flights.get(seq)
             if flight is None:  # made by an earlier life, and not again yet
@@ -490,16 +422,16 @@ class OutgoingStream:
             leg.inbound.release(event.size)
             return
         reply: Any = event.value
-        if isinstance(reply, CodecError):
+        if type(reply) is not Shareable:  # a CodecError
             reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR, {"reason": str(reply)})
         held_back = bool(gathering.at_limit)
-        headers = reply.headers
+        headers: dict[str, Any] = reply[_HEADERS]
         if _PEER_PROPS in headers:  # they come with a site's first reply
             props = headers[_PEER_PROPS]
             self._peer_props[name] = props if type(props) is dict else {}
         headers[_PEER_PROPS] = self._peer_props[name]
-        now = self._host.face.time() if self._timed else 0.0
-        late = gathering.reply(name, seq, reply, now) is Arrived.LATE
+        now = self._time() if self._timed else 0.0
+        late = not gathering.reply(name, seq, reply, now)
         if self._pacing is not None:
             self._pacing.answered(name, flight, now)
         if self._timed and not flight.complete and flight.closes < self._due:
@@ -666,7 +598,7 @@ class OutgoingStream:
             value,
             aborted=self._aborted,
             rc_of_abort=self._rc_of_abort,
-            seconds=self._host.face.time() - self._started,
+            seconds=self._time() - self._started,
             stream_id=self.stream_id,
         )
 

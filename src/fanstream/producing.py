@@ -10,7 +10,6 @@ from .adapters import watches_replies
 from .arguments import check_timeout
 from .context import StreamContext
 from .outgoing import OutgoingStream
-from .protocol.gather import Flight
 from .shareable import Shareable
 from .streaming import ObjectProducer
 
@@ -132,15 +131,12 @@ class ProducerRun:
         if self._unwaited > _UNWAITED:
             self._unwaited = 0
             await anyio.lowlevel.checkpoint()
-        return await self._judge(flight)
-
-    async def _judge(self, flight: Flight) -> bool:
         value = await self._producer.process_replies(flight.replies, self._stream_ctx, self._fl_ctx)
         if value is not None:
             self._value = value
             return False  # and no room is made: nothing may be produced any more
         self._judged += 1
-        self._stream.judged(flight)
+        stream.judged(flight)
         return True
 
     async def show_offers(self) -> None:

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from .arguments import OWN, WILDCARD
-from .incoming import Handling
+from .streaming import ConsumerFactory
+
+
+@dataclass(frozen=True, slots=True)
+class Handling:
+    """What an application registered for a channel and topic."""
+
+    factory: ConsumerFactory
+    stream_done_cb: Callable[..., Any] | None = None
+    consumed_cb: Callable[..., Any] | None = None
+    cb_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Registration:

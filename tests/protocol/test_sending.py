@@ -59,7 +59,7 @@ def drain(scheduler: Scheduler, limit: int = 1 << 20) -> list[tuple[int, int, in
 def test_control_goes_before_small_frames_and_those_before_bulk() -> None:
     scheduler, out = make()
     out.send(0, payload(50))
-    scheduler.small(b"small")
+    scheduler.small(b"sm", b"all")
     scheduler.control(b"control-1,")
     scheduler.control(b"control-2,")
     written = b"".join(scheduler.next_output(1 << 20, 0.0))
@@ -72,21 +72,21 @@ def test_output_is_announced_once_until_it_has_run_out() -> None:
     announced = Announcements()
     scheduler = Scheduler(announced, FRAME)
     scheduler.control(b"a")
-    scheduler.small(b"b")
+    scheduler.small(b"b", b"")
     assert announced.count == 1
     assert scheduler.next_output(100, 0.0) == [b"a", b"b"]
     scheduler.control(b"c")
     assert announced.count == 1  # the shell asks until nothing is left
     assert scheduler.next_output(100, 0.0) == [b"c"]
     assert scheduler.next_output(100, 0.0) == []
-    scheduler.small(b"d")
+    scheduler.small(b"d", b"")
     assert announced.count == 2
 
 
 def test_many_small_frames_leave_room_for_a_control_frame() -> None:
     scheduler = Scheduler(lambda: None, FRAME)
     for _ in range(1500):
-        scheduler.small(b"x")
+        scheduler.small(b"x", b"")
     assert scheduler.next_output(1, 0.0) == [b"x" * 1024]
     scheduler.control(b"now")
     assert scheduler.next_output(1, 0.0) == [b"now", b"x" * 476]
@@ -252,7 +252,7 @@ def test_answers_that_were_handed_out_do_not_add_up() -> None:
     scheduler = Scheduler(lambda: None, FRAME)
     for _ in range(10):
         scheduler.owe_answer(200 * 1024)
-        scheduler.small(b"the answer")  # and no control frame beside it
+        scheduler.small(b"the ", b"answer")  # and no control frame beside it
         assert scheduler.next_output(1 << 20, 0.0) == [b"the answer"]
     scheduler.owe_answer(200 * 1024)
     with pytest.raises(RemoteProtocolError, match="bytes of answers wait for the peer"):

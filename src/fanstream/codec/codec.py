@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from ..errors import CodecError, chained
-from ..shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
+from ..shareable import ReservedHeaderKey, ReturnCode, Shareable
 from . import tags
 from .ciphertext import Carrier
 from .decode import Reader, make_shareable
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..options import Limits
 
 _HEADERS: Final = ReservedHeaderKey.HEADERS
+_RC: Final = ReservedHeaderKey.RC
+_OK: Final = ReturnCode.OK
 
 _FLAT_SCALARS: Final = frozenset((type(None), bool, int, float, ReturnCode))
 _flat_types: Final = frozenset((type(None), bool, int, float, str, bytes)).issuperset
@@ -37,7 +39,7 @@ _decode_flat: Final = msgspec.msgpack.Decoder(tuple[int, dict[str, Any], dict[st
 
 
 _EMPTY: Final = Encoded(b"")
-_PLAIN_OK: Final = _encode((tags.FLAT, make_reply(ReturnCode.OK).headers, {}))
+_PLAIN_OK: Final = _encode((tags.FLAT, {_RC: _OK}, {}))
 
 
 class Codec:
@@ -159,9 +161,9 @@ class Codec:
         Raises:
             UnknownTypeError, CodecError, NotAtOnceError: as in :meth:`begin`.
         """
-        raw = bytes(envelope)
+        raw = envelope.tobytes() if type(envelope) is memoryview else bytes(envelope)
         if raw == _PLAIN_OK:  # most replies
-            return make_reply(ReturnCode.OK)
+            return make_shareable({_RC: _OK}, {})
         size = len(raw)
         if size <= self._uncounted and size > 1 and raw[1] == tags.FLAT:
             try:

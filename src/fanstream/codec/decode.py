@@ -277,7 +277,8 @@ def make_shareable(headers: dict[str, Any], data: dict[Any, Any]) -> Shareable:
         raise Fault("malformed envelope: headers among the data")
     value = Shareable.__new__(Shareable)  # its constructor looks for headers that cannot be there
     value[_HEADERS] = headers
-    value.update(data)
+    if data:
+        value.update(data)
     return value
 
 

@@ -45,13 +45,14 @@ class SiteLedger:
 
     Attributes:
         sent, answered: objects sent to it; replies that came from it, in order.
+        replied: how many of those came in time.
         misses: objects in a row that it has not answered in time.
         rc: the code that its failed pairs get, and with which it ended.
     """
 
     __slots__ = (
+        "_failed",
         "answered",
-        "counts",
         "end_result",
         "ended",
         "late",
@@ -59,6 +60,7 @@ class SiteLedger:
         "name",
         "rc",
         "reason",
+        "replied",
         "resumed",
         "sent",
         "standing",
@@ -67,9 +69,10 @@ class SiteLedger:
     def __init__(self, name: str) -> None:
         self.name = name
         self.standing = Standing.ACTIVE
-        self.counts: dict[Outcome, int] = {}
+        self._failed: dict[Outcome, int] = {}
         self.sent = 0
         self.answered = 0
+        self.replied = 0
         self.misses = 0
         self.late = 0
         self.resumed = 0
@@ -83,9 +86,15 @@ class SiteLedger:
         """Objects that it has been sent and has not answered, timed-out ones included."""
         return self.sent - self.answered
 
+    @property
+    def counts(self) -> dict[Outcome, int]:
+        """How many of its pairs have ended in which way."""
+        replied = {Outcome.REPLIED: self.replied} if self.replied else {}
+        return {**replied, **self._failed}
+
     def count(self, outcome: Outcome) -> None:
-        """Account for one pair."""
-        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        """Account for one pair that ended without a reply."""
+        self._failed[outcome] = self._failed.get(outcome, 0) + 1
 
 
 class Flight:
@@ -128,13 +137,6 @@ class Flight:
         self.closes = math.inf
         self.payload: Any = None
         self.final = False
-
-
-class Arrived(Enum):
-    """What a reply turned out to be."""
-
-    IN_TIME = auto()
-    LATE = auto()
 
 
 _GONE: Final = {
@@ -228,7 +230,7 @@ class Gathering:
             self._complete(flight)
         return flight
 
-    def reply(self, name: str, seq: int, reply: Shareable, now: float = 0.0) -> Arrived:
+    def reply(self, name: str, seq: int, reply: Shareable, now: float = 0.0) -> bool:
         """Take a site's reply to an object; replies of a site come in order, one for each object.
 
         Args:
@@ -236,6 +238,9 @@ class Gathering:
             seq: the object's number.
             reply: the reply.
             now: the time; read only where the policy has patience.
+
+        Returns:
+            Whether it came in time.
         """
         site = self.sites[name]
         site.answered = seq + 1
@@ -253,10 +258,10 @@ class Gathering:
         if name not in waiting:
             site.late += 1
             self._forget_if_done(flight)
-            return Arrived.LATE
+            return False
         waiting.remove(name)
         site.misses = 0
-        site.count(Outcome.REPLIED)
+        site.replied += 1
         flight.replied += 1
         if not flight.complete:
             flight.replies[name] = reply
@@ -267,7 +272,7 @@ class Gathering:
             elif flight.replied >= flight.needed:
                 self._enough(flight, now)
         self._forget_if_done(flight)
-        return Arrived.IN_TIME
+        return True
 
     def _enough(self, flight: Flight, now: float) -> None:
         """The policy is met: the gather is over, unless there is patience with the others."""

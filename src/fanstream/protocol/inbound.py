@@ -118,9 +118,9 @@ class Inbound:
     """
 
     __slots__ = (
-        "_ahead", "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_landed", "_limits",
-        "_out", "_scheduler", "_target", "_unreserved", "acked", "aside", "backed", "expected", "held", "largest",
-        "origin", "standing", "unasked",
+        "_ahead", "_alias", "_arriving", "_budget", "_by_seq", "_closed", "_decoder", "_deliver", "_envelope_limit",
+        "_landed", "_limits", "_out", "_scheduler", "_target", "_unreserved", "_window", "acked", "aside", "backed",
+        "expected", "held", "largest", "origin", "standing", "unasked",
     )  # fmt: skip
 
     def __init__(
@@ -139,6 +139,8 @@ class Inbound:
         self._decoder = decoder
         self._budget = budget
         self._limits = limits
+        self._envelope_limit: int = limits.envelope
+        self._window: int = limits.window
         self._alias = alias
         self._target = target
         self._deliver = deliver
@@ -174,18 +176,20 @@ class Inbound:
         self._land(length)
         if length < PAYLOAD_SIZE:
             raise RemoteProtocolError(f"payload head of {length} bytes, expected at least {PAYLOAD_SIZE}")
+        count: int
+        total: int
+        acked: int
         _timeout, count, total, acked = PAYLOAD.unpack_from(body)
         if acked > self.acked:
             self.acked = acked
         self.expected = seq + 1
-        limits = self._limits
         if not count:
             if total:
                 raise RemoteProtocolError(f"object without buffers announces {total} bytes of them")
             envelope = body[PAYLOAD_SIZE:]
             size = len(envelope)
-            if size > limits.envelope:
-                raise RemoteProtocolError(f"envelope of {size} bytes, limit {limits.envelope}")
+            if size > self._envelope_limit:
+                raise RemoteProtocolError(f"envelope of {size} bytes, limit {self._envelope_limit}")
             if size <= SMALL_OBJECT:
                 self.unasked += size + UNASKED_COST
                 if self.unasked > self.standing + _FREE:
@@ -213,6 +217,7 @@ class Inbound:
             arrival.done = True
             self._arriving.append(arrival)
             return
+        limits = self._limits
         start = PAYLOAD_SIZE + 8 * count
         if count > limits.buffers or start > length:
             raise RemoteProtocolError(
@@ -220,8 +225,8 @@ class Inbound:
             )
         sizes = struct.unpack_from(f"<{count}Q", body, PAYLOAD_SIZE)
         envelope = body[start:]
-        if len(envelope) > limits.envelope:
-            raise RemoteProtocolError(f"envelope of {len(envelope)} bytes, limit {limits.envelope}")
+        if len(envelope) > self._envelope_limit:
+            raise RemoteProtocolError(f"envelope of {len(envelope)} bytes, limit {self._envelope_limit}")
         if sum(sizes) != total or 0 in sizes:
             raise RemoteProtocolError(f"object's buffers have {sum(sizes)} bytes, {total} announced; none may be empty")
         size = total + len(envelope)
@@ -400,7 +405,7 @@ class Inbound:
 
     def _land(self, size: int) -> None:
         self._landed += size
-        if self._landed * 2 >= self._limits.window:
+        if self._landed * 2 >= self._window:
             self._give_credit()
 
     def _give_credit(self) -> None:

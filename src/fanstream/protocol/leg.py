@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 from . import bodies
@@ -27,6 +27,10 @@ class LegState(Enum):
     CLOSED = auto()
     """The link has forgotten it."""
 
+
+OPEN: Final = LegState.OPEN
+CLOSED: Final = LegState.CLOSED
+"""Looking a member of an Enum up takes longer than all that is done with it for one object."""
 
 Handler = Callable[[Any, int, int, memoryview], None]
 """Takes a frame's flags, seq and body."""

@@ -11,7 +11,7 @@ from . import bodies
 from .events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed
 from .frames import SMALL_OBJECT, Flag, FrameType, pack
 from .inbound import UNASKED_COST
-from .leg import Handler, Leg, LegState
+from .leg import OPEN, Handler, Leg, LegState
 from .sending import Payload
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class OpenerLeg(Leg):
         if seq >= self.sent:
             if self.over:
                 return
-            if self.state is not LegState.OPEN:
+            if self.state is not OPEN:
                 raise LocalProtocolError(f"object {seq} for {self.site}: the stream is {self.state.name}")
             self.sent = seq + 1
         elif seq < self._has:

@@ -14,7 +14,7 @@ from .budget import LEAST_ASIDE
 from .events import Aborted, EndAnnounced, Lost, ObjectArrived, Resumed
 from .frames import SMALL_OBJECT, Flag, FrameType
 from .inbound import UNASKED_COST, UNCHARGED
-from .leg import Leg, LegState
+from .leg import CLOSED, Leg, LegState
 from .sending import Payload
 
 if TYPE_CHECKING:
@@ -27,12 +27,17 @@ _FREE: Final = int(Flag.FREE)
 class ReceiverLeg(Leg):
     """The receiving site's end: receives objects, sends replies."""
 
-    __slots__ = ("_aborted", "_cache", "_ending", "_free_reply", "_refused", "_unreleased", "answered", "final")
+    __slots__ = (
+        "_aborted", "_backlog", "_cache", "_ending", "_free_reply", "_oldest", "_refused", "_unreleased", "answered",
+        "final",
+    )  # fmt: skip
     SENDS = FrameType.REPLY
 
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         super().__init__(core, alias, opening, target, opening.opener)
+        self._backlog = opening.backlog
         self._cache: dict[int, tuple[Payload, int]] = {}
+        self._oldest = 0  # no reply before it is in the cache
         self.answered = 0
         self._unreleased: deque[int] = deque()  # numbers of objects passed on that hold room
         self._free_reply = 0  # the number of the reply that may come ahead: the opener holds none before it
@@ -53,6 +58,7 @@ class ReceiverLeg(Leg):
         """
         self.attached = False
         self.answered = answered
+        self._oldest = acked
         self._cache = replies
         self._ending = ending
         self.inbound.restore(answered, acked)
@@ -91,7 +97,7 @@ class ReceiverLeg(Leg):
 
     def reply(self, seq: int, payload: Payload, *, final: bool = False) -> None:
         """Answer the next object; *final* says that this site wants no more of them."""
-        if self._ending or self.state is LegState.CLOSED:
+        if self._ending or self.state is CLOSED:
             self._require_unended()
         if seq != self.answered:
             raise LocalProtocolError(f"reply {seq} on leg {self.alias}: {self.answered} is next")
@@ -116,7 +122,7 @@ class ReceiverLeg(Leg):
     def _allow(self) -> None:
         """Let objects come ahead of their grants, as many as the opener may have under way, while there is room."""
         inbound = self.inbound
-        more = min(inbound.largest * self.opening.backlog, self._core.allowance) - inbound.aside
+        more = min(inbound.largest * self._backlog, self._core.allowance) - inbound.aside
         # A few objects at least: room for fewer is worth more to objects that ask.
         if more >= LEAST_ASIDE * inbound.largest and inbound.allow(LEAST_ASIDE * inbound.largest, more):
             self._control(FrameType.ALLOW, seq=inbound.aside)
@@ -237,20 +243,17 @@ class ReceiverLeg(Leg):
             return
         if self.final is not None and seq >= self.final:
             raise RemoteProtocolError(f"object {seq} from {self.opener} after the end at {self.final}")
-        if seq - self.answered >= self.opening.backlog:
+        if seq - self.answered >= self._backlog:
             raise RemoteProtocolError(
-                f"object {seq} from {self.opener}: {seq - self.answered} unanswered, limit {self.opening.backlog}"
+                f"object {seq} from {self.opener}: {seq - self.answered} unanswered, limit {self._backlog}"
             )
         inbound.payload(seq, flags, body)
-        if inbound.largest and self.opening.backlog > 2:  # with less, nothing is under way besides what comes ahead
+        if inbound.largest and self._backlog > 2:  # with less, nothing is under way besides what comes ahead
             self._allow()
-        cache = self._cache
-        if cache:
-            acked = inbound.acked
-            for old in list(cache):
-                if old >= acked:
-                    break
-                del cache[old]
+        acked = inbound.acked
+        while self._oldest < acked and self._oldest < self.answered:
+            self._cache.pop(self._oldest, None)
+            self._oldest += 1
         if flags & _FREE:
             self._free_reply = inbound.acked
         if flags & _FINAL:
@@ -261,7 +264,7 @@ class ReceiverLeg(Leg):
         self._core.duplicates += 1
         cached = self._cache.get(seq)
         if cached is not None:
-            if self.outbound.waiting > self.opening.backlog:
+            if self.outbound.waiting > self._backlog:
                 raise RemoteProtocolError(
                     f"object {seq} from {self.opener} came again while {self.outbound.waiting} replies wait for credit"
                 )

@@ -131,6 +131,8 @@ class FrameReader:
         position = 0
         unpack = HEADER.unpack_from
         while have - position >= HEADER_SIZE:
+            length: int
+            trailer: int
             length, kind, flags, target, alias, seq, attempt, trailer = unpack(view, position)
             if trailer:
                 raise RemoteProtocolError(f"frame of type {kind} with a trailer of {trailer} bytes, expected none")

@@ -16,7 +16,7 @@ _CHUNK: Final = int(FrameType.CHUNK)
 _AHEAD: Final = int(Flag.AHEAD)
 _CHUNK_HEAD_SIZE: Final = CHUNK_HEAD.size
 _MAX_BUFFERS: Final = 512  # IOV_MAX is 1024 on Linux: the most buffers one sendmsg takes; a turn adds two at a time
-_MAX_SMALL: Final = 1024  # small frames joined for one turn, so that a control frame never waits behind more
+_MAX_SMALL: Final = 2048  # parts of small frames joined for one turn, so that a control frame never waits behind more
 _PONG: Final = pack(FrameType.PONG)
 _MOST_ANSWERS: Final = 256 * 1024  # bytes that a peer may ask for without reading any
 _SMALLEST_CHUNK: Final = 16 * 1024  # below it, headers and system calls cost more than the data
@@ -120,9 +120,11 @@ class Scheduler:
         if self._answers > _MOST_ANSWERS:
             raise RemoteProtocolError(f"{self._answers} bytes of answers wait for the peer, limit {_MOST_ANSWERS}")
 
-    def small(self, *parts: bytes) -> None:
-        """Send a small frame, given in parts, after the control frames."""
-        self._small.append(b"".join(parts))
+    def small(self, head: bytes, body: bytes) -> None:
+        """Send a small frame, given in two parts, after the control frames."""
+        small = self._small
+        small.append(head)
+        small.append(body)
         if not self.pending:
             self._announce()
 
@@ -235,7 +237,7 @@ class Outbound:
         self._kind = int(kind)
         self._alias = alias
         self._target = target
-        self._heads: deque[tuple[bytes, ...]] = deque()
+        self._heads: deque[bytes] = deque()
         self._granted: deque[_Transfer] = deque()
         self._ungranted: dict[int, _Transfer] = {}
         self.credit = window
@@ -258,14 +260,12 @@ class Outbound:
             length, self._kind, flags, self._target, self._alias, seq, 0, 0, timeout_ms, count, total, acked
         )
         if count:
-            parts: tuple[bytes, ...] = (head, b"".join([size.to_bytes(8, "little") for size in sizes]), envelope)
-        else:
-            parts = (head, envelope)
+            head += b"".join([size.to_bytes(8, "little") for size in sizes])
         if self.credit > 0 and not self._heads:
             self.credit -= length
-            self._scheduler.small(*parts)
+            self._scheduler.small(head, envelope)
         else:
-            self._heads.append(parts)
+            self._heads.append(head + envelope)
             self._join()
         if count:
             transfer = _Transfer(seq, payload)
@@ -340,7 +340,7 @@ class Outbound:
         done = 0
         heads = self._heads
         while heads and self.credit > 0 and len(out) < _MAX_BUFFERS:
-            head = b"".join(heads.popleft())
+            head = heads.popleft()
             self.credit -= len(head) - HEADER_SIZE  # the window counts bodies
             done += len(head)
             out.append(head)
