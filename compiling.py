@@ -22,6 +22,7 @@ MODULES: Final = (
     "codec/decode",
     "codec/encode",
     "codec/scan",
+    "codec/tags",
     "deadlines",
     "durable",
     "held",

@@ -555,8 +555,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "outgoing.py",
-        '            reply = make_reply(ReturnCode.EXECUTION_RESULT_ERROR, {"reason": str(reply)})\n',
-        "            reply = make_reply(ReturnCode.OK)\n",
+        '            value = make_reply(ReturnCode.EXECUTION_RESULT_ERROR, {"reason": str(value)})\n',
+        "            value = make_reply(ReturnCode.OK)\n",
         "a reply that cannot be decoded is OK",
         ("test_outgoing.py",),
     ),
