@@ -132,7 +132,7 @@ class SocketWire(EndingWire):
                     if self._closing:
                         self._end(None)
                     return
-                count = sock.sendmsg(out)
+                count = sock.send(out[0]) if len(out) == 1 else sock.sendmsg(out)
                 sent += count
                 if len(out) == 1 and count == len(out[0]):
                     self._unwritten = []
