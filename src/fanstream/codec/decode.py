@@ -20,6 +20,7 @@ from .memory import Memory
 from .types import TypeRegistry
 
 _HEADERS: Final = ReservedHeaderKey.HEADERS
+_new: Final = Shareable.__new__
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
 _SMALLEST_INT: Final = -(1 << 63)
 _LARGEST_INT: Final = (1 << 64) - 1
@@ -275,7 +276,7 @@ def make_shareable(headers: dict[str, Any], data: dict[Any, Any]) -> Shareable:
     """
     if _HEADERS in data:
         raise Fault("malformed envelope: headers among the data")
-    value = Shareable.__new__(Shareable)  # its constructor looks for headers that cannot be there
+    value: Shareable = _new(Shareable)  # its constructor looks for headers that cannot be there
     value[_HEADERS] = headers
     if data:
         value.update(data)
