@@ -24,7 +24,7 @@ class Sites:
         self.direct: dict[str, Link] = {}
         self._older: dict[str, list[Link]] = {}  # links that stayed when a newer one was added: both sites had dialled
         self.beyond: dict[str, Link] = {}
-        self._event = anyio.Event()
+        self._event: anyio.Event | None = None  # made by who waits: a thousand sites change the ways a million times
 
     def find(self, name: str) -> Link | None:
         """Return the open link that leads to a site."""
@@ -37,12 +37,15 @@ class Sites:
 
     def tell(self) -> None:
         """Wake whoever waits for a change."""
-        event, self._event = self._event, anyio.Event()
-        event.set()
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
         self._on_change()
 
     async def changed(self) -> None:
         """Wait for the next change."""
+        if self._event is None:
+            self._event = anyio.Event()
         await self._event.wait()
 
     def add(self, link: Link) -> None:
