@@ -202,6 +202,8 @@ class World:
         assert listener is not None
         await self.until(claim.at)
         turned_away = False
+        if self.plan.faults or self.plan.absences:
+            self.course.usurped = True  # it may be let in for a moment, and be cut off before it knows
         async with StreamEngine(claim.site, settings=self.settings, connect=ADDRESS) as other:
             with anyio.move_on_after(claim.seconds):
                 try:
