@@ -397,7 +397,7 @@ class OutgoingStream:
         leg = event.leg
         self.gathering.sites[leg.site].resumed += 1
         self._changed.set()
-        if leg.withdrawn:
+        if leg.withdrawn or leg.closed:
             return
         now = self._time()
         for seq in range(event.seq, leg.sent):
@@ -521,6 +521,8 @@ class OutgoingStream:
             self.offers.clear()
         self._held.release_replies()  # those that are still to come may wait for their room
         for leg in self._legs.values():
+            if leg.closed:  # how it has ended is being decoded
+                continue
             word = b"" if self._seal is None else self._seal.words[leg.site].end(leg.sent, withdraw)
             leg.end(withdraw=withdraw, word=word)
         self._unended = set(self._legs)

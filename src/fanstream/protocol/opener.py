@@ -94,9 +94,9 @@ class OpenerLeg(Leg):
     def send(self, seq: int, payload: Payload, timeout_ms: int, *, final: bool = False) -> None:
         """Send the next object, or one once more."""
         if seq >= self.sent:
-            if self.over:
-                return
             if self.state is not OPEN:
+                if self.over or self.closed:  # its owner may not have heard yet how it ended
+                    return
                 raise LocalProtocolError(f"object {seq} for {self.site}: the stream is {self.state.name}")
             self.sent = seq + 1
         elif seq < self._has:
