@@ -397,7 +397,7 @@ class OutgoingStream:
         leg = event.leg
         self.gathering.sites[leg.site].resumed += 1
         self._changed.set()
-        if leg.withdrawn or leg.closed:
+        if leg.withdrawn:
             return
         now = self._time()
         for seq in range(event.seq, leg.sent):

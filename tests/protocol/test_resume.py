@@ -626,3 +626,19 @@ def test_a_hub_that_knows_no_way_yet_leaves_the_stream_suspended() -> None:
     assert (hub.server.events, sender.attached, sender.resuming) == ([], False, False)
     assert legs_of(hub.left).waiting == [sender]
     assert not any(type(event) is Refused for event in hub.server.events)
+
+
+def test_what_is_sent_again_to_a_site_that_has_ended_meanwhile_goes_nowhere() -> None:
+    """Its word where to go on and its end come in one piece: the owner of the leg hears of the first with the leg over."""
+    stream = Stream().opened()
+    stream.sender.send(0, encoded(n=0), 0, final=True)
+    stream.cut()
+    stream.receiver.ended("OK", "", b"")
+    stream.again()
+    pump(stream.pair)
+    left = stream.pair[0]
+    resumed, ended = (event for event in left.events if isinstance(event, (Resumed, Ended)))
+    assert isinstance(resumed, Resumed)
+    assert isinstance(ended, Ended)
+    stream.sender.send_again(resumed, 0, encoded(n=0), 0, final=True)
+    assert (left.output(), stream.sender.closed) == (b"", True)

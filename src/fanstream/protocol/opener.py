@@ -128,6 +128,8 @@ class OpenerLeg(Leg):
         Raises:
             RemoteProtocolError: the site says to have more of it than there is.
         """
+        if self.closed:  # the site's end stood right behind its word where to go on
+            return
         if seq == resumed.seq and (resumed.buffer or resumed.offset):
             self.outbound.go_on(seq, payload, resumed.buffer, resumed.offset)
         else:
