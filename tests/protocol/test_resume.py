@@ -629,7 +629,7 @@ def test_a_hub_that_knows_no_way_yet_leaves_the_stream_suspended() -> None:
 
 
 def test_what_is_sent_again_to_a_site_that_has_ended_meanwhile_goes_nowhere() -> None:
-    """Its word where to go on and its end come in one piece: the owner of the leg hears of the first with the leg over."""
+    """Its word where to go on and its end come in one piece: as the leg's owner hears of the first, the leg is over."""
     stream = Stream().opened()
     stream.sender.send(0, encoded(n=0), 0, final=True)
     stream.cut()
