@@ -753,6 +753,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "a file at a socket's path is removed",
         ("test_links.py",),
     ),
+    Mutation(
+        "transports/sockets.py",
+        "            if self._told_once and not self._ended:\n",
+        "            if False:\n",
+        "a reset right behind data is not noticed on uvloop",
+        ("transports/test_sockets.py",),
+    ),
     # --- the threats ---
     Mutation(
         "protocol/session.py",

@@ -61,6 +61,8 @@ class SocketWire(EndingWire):
         self._unwritten: list[bytes | memoryview] = []
         self._scheduled = False
         self._armed = False  # waiting for the socket to take more
+        # libuv watches a socket no more once it has seen an error there, and tells of it once: perhaps with data.
+        self._told_once = not isinstance(self._loop, asyncio.BaseEventLoop)
 
     async def run(self, pump: Pump) -> Exception | None:
         self._pump = pump
@@ -108,7 +110,11 @@ class SocketWire(EndingWire):
                 pump.received(count)
                 total += count
                 if count < room or total >= _READ_BURST or self._ended or self._closing:
-                    return
+                    break
+            if self._told_once and not self._ended:
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    self._end(_broken(self._name, OSError(error, os.strerror(error))))
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
