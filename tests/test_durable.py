@@ -417,6 +417,114 @@ async def test_an_end_that_was_not_settled_is_heard_again(transport: str, tmp_pa
         assert [keeper.seen for keeper in keepers.values()] == [[0, 1], [0, 1]]
 
 
+@asynccontextmanager
+async def ended_unheard(
+    folder: Path, transport: str, producer: Seekable, **options: Any
+) -> AsyncIterator[tuple[Lives, dict[str, Keeper], str, anyio.Event]]:
+    """Have an opener die once it has ended its stream, while all its sites wait for an event before they say so."""
+    async with lives(folder, transport, **options) as (opener, keepers):
+        ending, going = [], anyio.Event()
+
+        async def wait(stream_ctx: StreamContext, fl_ctx: FLContext) -> str:
+            ending.append(fl_ctx.get_identity_name())
+            await going.wait()
+            return "bye"
+
+        for engine in opener.fed.sites.values():
+            engine.register_stream_processing("models", "weights", keepers[engine.name], stream_done_cb=wait)
+        async with opener.life() as engine:
+            running = opener.begin(engine, producer)
+            await until(lambda: len(ending) == len(SITES), 60)
+        yield opener, keepers, running.stream_id, going
+
+
+@pytest.mark.parametrize("window", [1, 4])
+async def test_an_opener_that_dies_as_it_ends_a_stream_comes_back_to_its_end(
+    transport: str, tmp_path: Path, window: int
+) -> None:
+    async with ended_unheard(tmp_path, transport, Seekable(3), window=window) as (opener, keepers, stream, going):
+        going.set()
+        async with opener.life(crash=False) as engine:
+            running = opener.begin(engine, Seekable(9), stream)
+            result = await running.done()
+            assert (result.rc, result.complete, result.value) == ("OK", True, None)
+            assert (result.first, result.objects) == (3, 0)
+            assert {site.end_result for site in result.sites.values()} == {"bye"}
+            assert (running.producer.sought, running.producer.log) == ([3], []), "nothing is produced any more"
+        async with opener.life() as engine:
+            assert engine.unfinished_streams() == []
+        assert [keeper.seen for keeper in keepers.values()] == [[0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize(("value", "rc"), [({"accuracy": 0.9}, "OK"), (False, "ERROR")], ids=["truthy", "falsy"])
+async def test_the_value_that_ended_a_stream_outlives_its_opener(
+    transport: str, tmp_path: Path, value: Any, rc: str
+) -> None:
+    first = Seekable(20, judge=lambda n, _replies: value if n == 2 else None)
+    async with (
+        ended_unheard(tmp_path, transport, first, window=4) as (opener, keepers, stream, going),
+        opener.life(crash=False) as engine,
+    ):
+        running = opener.begin(engine, Seekable(20), stream)
+        await anyio.sleep(1)  # in which the sites hear of the end once more
+        going.set()
+        result = await running.done()
+        assert (result.rc, result.value, result.objects) == (rc, value, 0)
+        assert {(site.rc, site.end_result) for site in result.sites.values()} == {("OK", "bye")}
+        assert (running.producer.sought, running.producer.log) == ([], []), "nothing is asked of the producer"
+        await until(lambda: not any(len(site._links._resuming) for site in opener.fed.sites.values()))
+        for keeper in keepers.values():
+            assert keeper.rcs == ["OK"]
+            assert keeper.seen == list(range(len(keeper.seen)))
+
+
+async def test_a_value_that_cannot_be_kept_is_asked_for_again(transport: str, tmp_path: Path) -> None:
+    value = object()
+    first = Seekable(20, judge=lambda n, _replies: value if n == 2 else None)
+    async with (
+        ended_unheard(tmp_path, transport, first) as (opener, _keepers, stream, going),
+        opener.life(crash=False) as engine,
+    ):
+        going.set()
+        running = opener.begin(engine, Seekable(20, judge=lambda _n, _replies: value), stream)
+        result = await running.done()
+        assert result.value is value
+        assert running.producer.sought == [2]
+        assert running.producer.judged == [2]
+
+
+@pytest.mark.parametrize("many", [3, 5, 9], ids=["too few", "the same", "more"])
+async def test_what_an_end_leaves_open_is_produced_again_and_no_more_than_that(
+    transport: str, tmp_path: Path, many: int
+) -> None:
+    async with lives(tmp_path, transport, gather=Quorum(1), max_lag=8) as (opener, keepers):
+        going = anyio.Event()
+
+        async def hang(n: int) -> None:
+            if n == 2:
+                await going.wait()
+
+        keepers["site-2"].do = hang
+        async with opener.life() as engine:
+            opener.begin(engine, Seekable(5))
+            await until(lambda: keepers["site-1"].rcs, 60)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            assert left.first == 2
+            going.set()
+            running = opener.begin(engine, Seekable(many), left.stream_id)
+            if many < 5:
+                await until(lambda: running.error is not None, 60)
+                assert isinstance(running.error, ValueError)
+                assert "produce has made 3 objects, and 5 in an earlier life" in str(running.error)
+                return
+            result = await running.done()
+            assert result.outcomes == {"replied": 6}
+            assert running.producer.judged == [2, 3, 4]
+            assert running.producer.log.count("produce") == 3
+        assert [keeper.seen for keeper in keepers.values()] == [list(range(5))] * 2
+
+
 async def test_a_slow_site_misses_nothing_and_what_was_judged_without_it_is_judged_again(
     transport: str, tmp_path: Path
 ) -> None:

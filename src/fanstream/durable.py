@@ -8,13 +8,14 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import anyio
 import msgspec
 
 from .abort import AbortSignal
 from .codec import Encoded
 from .context import FLContext, StreamContext, StreamContextKey
-from .errors import JournalError
-from .ledger import Entry, Ledger, Left, Sites, SiteState
+from .errors import CodecError, JournalError
+from .ledger import Entry, Ledger, Left, Sites, SiteState, Verdict
 from .outgoing import Host, OutgoingStream
 from .protocol.bodies import Opening
 from .protocol.events import Ended, ReplyArrived, StreamEvent
@@ -79,10 +80,15 @@ class DurableStream(OutgoingStream):
         self._ends: dict[str, tuple[int, Ended]] = {}  # how sites have ended, and after how many replies
         self._over: dict[str, OpenerLeg] = {}  # legs whose sites wait to hear that their last word is known
         self._early: dict[str, deque[ReplyArrived | Ended]] = {}  # what a site said to objects not produced again yet
+        self._final: int | None = None  # how many objects there are, once an earlier life has said so
         if left is not None:
             self._settled = self._kept = left.settled
             self.opening = msgspec.structs.replace(left.opening, life=host.life, epoch=left.opening.epoch + 1)
             self.gathering.begin_at(left.settled)
+            if left.verdict is not None:
+                self._final = left.verdict.objects
+                if left.verdict.value:
+                    self.verdict = host.codec.decode_value(left.verdict.value)
         else:
             self.opening = msgspec.structs.replace(self.opening, epoch=1)
         stream_ctx[StreamContextKey.STREAM_ID] = self.stream_id
@@ -137,7 +143,7 @@ class DurableStream(OutgoingStream):
     @property
     def has_room(self) -> bool:
         """Whether another object may be produced now; when not, ``room`` waits for it."""
-        return self._failure is None and not self._ahead and super().has_room
+        return self._failure is None and not (self._ahead or self._all_made) and super().has_room
 
     async def room(self) -> bool:
         """Wait until another object may be produced; False once no site is left that wants any.
@@ -145,6 +151,9 @@ class DurableStream(OutgoingStream):
         Raises:
             JournalError: what was settled could not be written.
         """
+        if self._all_made:
+            await self.stand_aborted()
+            return False
         there = await super().room()
         while there and self._ahead and self._failure is None:
             await self._room.wait()
@@ -152,6 +161,11 @@ class DurableStream(OutgoingStream):
         if self._failure is not None:
             raise self._failure
         return there
+
+    @property
+    def _all_made(self) -> bool:
+        """Whether no object follows, as an earlier life has told the sites."""
+        return self._final is not None and self.gathering.objects >= self._final
 
     @property
     def _ahead(self) -> bool:
@@ -282,17 +296,43 @@ class DurableStream(OutgoingStream):
 
     # --- ending ---
 
-    async def end(self, *, withdraw: bool) -> None:
-        """End the stream everywhere, and in the ledger; the sites hear that their ends are known after that."""
+    async def end(self, value: object) -> None:
+        """End the stream everywhere, once it is on the disk that it ends, and then in the ledger.
+
+        The sites hear that their ends are known after that.
+
+        Raises:
+            JournalError: that could not be written.
+            ValueError: an earlier life has told the sites of more objects.
+        """
+        if self._final is not None and not self._aborted:
+            await self._end_as_before(self._final, value)
+        elif self._entry is not None and not self._aborted:
+            with suppress(CodecError):  # such a value cannot be kept: the next life is asked for it again
+                kept = b"" if value is None else self._host.codec.encode_value(value)
+                self._entry.end(Verdict(self.gathering.objects, kept))
+            await self._entry.written()
         self._take_early(self.gathering.objects)
         for waiting in [self._early.pop(name) for name in list(self._early)]:
             for event in waiting:  # replies to objects that an earlier life has made, and this one has not
                 self._take(event)
-        await super().end(withdraw=withdraw)
+        await super().end(value)
         if self._entry is not None:
             self._entry.forget()
             with suppress(JournalError):  # the journal has told; the next life hears the same ends once more
                 await self._entry.written()
+
+    async def _end_as_before(self, final: int, value: object) -> None:
+        """See to it that sites hear of as many objects as an earlier life may have told them of."""
+        if value is None:
+            if self.gathering.active and self.gathering.objects < final:
+                raise ValueError(f"produce has made {self.gathering.objects} objects, and {final} in an earlier life")
+            return
+        with anyio.move_on_after(self._options.end_timeout):  # nobody was asked yet where to go on, or has answered
+            while not all(leg.attached for leg in self._legs.values()):
+                await self._changed.wait()
+        for leg in self._legs.values():
+            leg.sent = max(leg.sent, final)
 
     def _end_without(self, name: str, leg: OpenerLeg, *, withdraw: bool) -> None:
         leg.settled = None  # nobody waits for its end any more

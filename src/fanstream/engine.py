@@ -555,9 +555,11 @@ class StreamEngine(StreamableEngine):
                 await self._open(stream, body, options, secure)
                 run = ProducerRun(stream, made, stream_ctx, options.window)
                 work.at_end = run.show_offers
-                if resume is not None:
-                    await run.seek()
-                work.value = await run.run()
+                work.value = stream.verdict
+                if work.value is None:
+                    if resume is not None:
+                        await run.seek()
+                    work.value = await run.run()
                 if isinstance(made, GeneratorProducer):
                     await made.show_last_replies()
         finally:

@@ -30,7 +30,7 @@ from .wakeup import Face
 _log = logging.getLogger(__name__)
 
 _APPLICATION: Final = 0x46414E53  # "FANS", in the header of the file
-_VERSION: Final = 3  # of the tables
+_VERSION: Final = 4  # of the tables
 _SMALLEST: Final = 512  # bytes: a page of SQLite's
 _PIECE: Final = 64 * 1024 * 1024  # bytes: SQLite takes no value of more than 1 GB
 _LOG_SIZE: Final = 64 * 1024 * 1024  # bytes of the write-ahead log that stay allocated
@@ -46,7 +46,8 @@ _TABLES: Final = (
         PRIMARY KEY (stream, seq, number)
     )""",
     """CREATE TABLE outgoing (
-        id INTEGER PRIMARY KEY, opening BLOB NOT NULL, body BLOB NOT NULL, sites BLOB NOT NULL, settled INTEGER NOT NULL
+        id INTEGER PRIMARY KEY, opening BLOB NOT NULL, body BLOB NOT NULL, sites BLOB NOT NULL,
+        settled INTEGER NOT NULL, verdict BLOB NOT NULL
     )""",
 )
 

@@ -42,10 +42,24 @@ class SiteState(msgspec.Struct, array_like=True, frozen=True):
         return f"<SiteState {self.standing or 'ACTIVE'} rc={self.rc}>"  # threat T24
 
 
+class Verdict(msgspec.Struct, array_like=True, frozen=True):
+    """That a stream's opener has ended it, after so many objects; ``value`` is what ended it, encoded.
+
+    It is empty where there were no more objects.
+    """
+
+    objects: int
+    value: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<Verdict after {self.objects} objects>"  # threat T24
+
+
 Sites = dict[str, SiteState]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_sites: Final = msgspec.msgpack.Decoder(Sites).decode
+_decode_verdict: Final = msgspec.msgpack.Decoder(Verdict | None).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,7 @@ class Left:
         body: what was sent along with OPEN.
         sites: what is known of each target.
         settled: how many objects are behind it.
+        verdict: how that life has ended it, if it has.
     """
 
     number: int
@@ -65,6 +80,7 @@ class Left:
     body: bytes = field(repr=False)
     sites: Sites
     settled: int
+    verdict: Verdict | None
 
 
 class Ledger:
@@ -91,13 +107,17 @@ class Ledger:
         """
 
         def read() -> dict[str, Left]:
-            rows = store.execute("SELECT id, opening, body, sites, settled FROM outgoing ORDER BY id").fetchall()
+            columns = "id, opening, body, sites, settled, verdict"
+            rows = store.execute(f"SELECT {columns} FROM outgoing ORDER BY id").fetchall()  # noqa: S608 - names of ours
             left = {}
-            for number, opening, body, sites, settled in rows:
+            for number, opening, body, sites, settled, verdict in rows:
                 told = bodies.decode(bodies.Opening, checked(opening))
                 if not isinstance(settled, int) or settled < 0:
                     raise DamageError(f"stream {number} has {settled} objects")
-                left[told.stream.hex()] = Left(number, told, checked(body), _decode_sites(checked(sites)), settled)
+                left[told.stream.hex()] = Left(
+                    number, told, checked(body), _decode_sites(checked(sites)), settled,
+                    _decode_verdict(checked(verdict)),
+                )  # fmt: skip
             return left
 
         self._left = store.read(read)
@@ -139,8 +159,8 @@ class Ledger:
     def begin(self, opening: bodies.Opening, body: bytes, sites: Sites) -> Entry:
         """Keep a new stream."""
         entry = Entry(self._journal, self._journal.number(), self._face)
-        row = (entry.number, check(bodies.encode(opening)), check(body), check(_encode(sites)), 0)
-        entry.ask(lambda store: store.execute("INSERT INTO outgoing VALUES (?, ?, ?, ?, ?)", row))
+        row = (entry.number, check(bodies.encode(opening)), check(body), check(_encode(sites)), 0, check(_encode(None)))
+        entry.ask(lambda store: store.execute("INSERT INTO outgoing VALUES (?, ?, ?, ?, ?, ?)", row))
         return entry
 
     def resume(self, opening: bodies.Opening) -> Entry:
@@ -185,6 +205,11 @@ class Entry(Record):
             row = (objects, check(_encode(sites)), self.number)
             statement = "UPDATE outgoing SET settled = ?, sites = ? WHERE id = ?"
             self.ask(lambda store: store.execute(statement, row), settles=True)
+
+    def end(self, verdict: Verdict) -> None:
+        """Note that the opener ends the stream, and how."""
+        row = (check(_encode(verdict)), self.number)
+        self.ask(lambda store: store.execute("UPDATE outgoing SET verdict = ? WHERE id = ?", row))
 
     def forget(self) -> None:
         """Drop the stream: it has ended."""

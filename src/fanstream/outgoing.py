@@ -122,6 +122,7 @@ class OutgoingStream:
         self._stream_ctx = stream_ctx
         self.fl_ctx = fl_ctx
         self.signal = signal
+        self.verdict: Any = None  # what an earlier life has ended it with: nothing more is produced
         self.in_flight = 0
         self.keep_offers = False
         self.offers: deque[Offer] = deque()
@@ -508,12 +509,13 @@ class OutgoingStream:
 
     # --- ending ---
 
-    async def end(self, *, withdraw: bool) -> None:
+    async def end(self, value: object) -> None:
         """End the stream everywhere, and wait for the acknowledgements, up to the end timeout.
 
         Args:
-            withdraw: objects that were not consumed yet are taken back.
+            value: what ended it: objects that were not consumed yet are taken back. None: there are no more.
         """
+        withdraw = value is not None
         await self.stand_aborted()
         self._ending = True
         if withdraw:

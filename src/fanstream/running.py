@@ -43,7 +43,7 @@ async def running(stream: OutgoingStream, audit: Audit) -> AsyncIterator[Work]:
             unsubscribe = stream.signal.subscribe(partial(_aborted, stream, scope))
             try:
                 yield work
-                await stream.end(withdraw=work.value is not None)
+                await stream.end(work.value)
                 if work.at_end is not None:
                     await work.at_end()
             finally:

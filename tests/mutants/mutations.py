@@ -583,8 +583,8 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "running.py",
-        "                await stream.end(withdraw=work.value is not None)\n",
-        "                await stream.end(withdraw=False)\n",
+        "                await stream.end(work.value)\n",
+        "                await stream.end(None)\n",
         "a value from the producer takes nothing back",
         _SENDER,
     ),
@@ -1564,6 +1564,20 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         "self._lease(leg, max(left, 0.0))",
         "a clock that was set back prolongs the wait for an opener",
         _RESTARTS,
+    ),
+    Mutation(
+        "durable.py",
+        "                self._entry.end(Verdict(self.gathering.objects, kept))\n",
+        "                pass\n",
+        "an opener that dies as it ends a stream comes back and goes on with it",
+        _DURABLE,
+    ),
+    Mutation(
+        "durable.py",
+        "        return self._final is not None and self.gathering.objects >= self._final\n",
+        "        return False\n",
+        "more is produced than sites were told of in an earlier life",
+        _DURABLE,
     ),
     # --- what the fuzzers have to notice ---
     Mutation(

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from fanstream.errors import RemoteProtocolError
 from fanstream.protocol import bodies
 from fanstream.protocol.events import Aborted, Ended, ObjectArrived, Opened, Refused, ReplyArrived, Resumed
 from fanstream.protocol.opener import OpenerLeg
@@ -194,6 +195,25 @@ def test_an_end_is_said_again_until_it_is_settled() -> None:
     pump(stream.pair)
     assert (stream.sender.closed, stream.receiver.closed) == (True, True)
     assert legs_of(stream.right).incoming == {}
+
+
+@pytest.mark.parametrize("told", [2, 5])
+def test_a_withdrawal_is_said_again_with_the_number_of_objects_that_was_told(told: int) -> None:
+    """Objects that were sent and have not arrived are of no account, but that the site knows how many there were."""
+    stream = begun(1, 2)
+    stream.sender.sent = 5
+    stream.sender.end(withdraw=True)
+    pump(stream.pair)
+    stream.next_life(1)
+    pump(stream.pair)
+    stream.sender.sent = told
+    stream.sender.end(withdraw=True)
+    if told == 5:
+        pump(stream.pair)
+        assert stream.receiver.final == 5
+    else:
+        with pytest.raises(RemoteProtocolError, match="END after 2 objects from server"):
+            pump(stream.pair)
 
 
 def test_a_refusal_is_said_again_until_it_is_settled() -> None:
