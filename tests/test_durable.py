@@ -36,6 +36,7 @@ from fanstream.errors import JournalError, SecurityError, UnknownStreamError
 from fanstream.journal import Store
 from fanstream.testing import FaultyNetwork
 from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
+from tests.held_writes import HeldWrites
 from tests.striking import Strike
 
 pytestmark = [pytest.mark.anyio, on_memory]
@@ -472,7 +473,7 @@ async def test_the_value_that_ended_a_stream_outlives_its_opener(
         assert (result.rc, result.value, result.objects) == (rc, value, 0)
         assert {(site.rc, site.end_result) for site in result.sites.values()} == {("OK", "bye")}
         assert (running.producer.sought, running.producer.log) == ([], []), "nothing is asked of the producer"
-        await until(lambda: not any(len(site._links._resuming) for site in opener.fed.sites.values()))
+        await until(lambda: not any(len(site._links._resuming) for site in opener.fed.sites.values()), 200)
         for keeper in keepers.values():
             assert keeper.rcs == ["OK"]
             assert keeper.seen == list(range(len(keeper.seen)))
@@ -703,7 +704,7 @@ async def test_sites_hear_that_their_ends_are_known_once_the_journal_has_forgott
         monkeypatch.setattr(Store, "write", slow)
         assert (await running.done()).complete
         assert remembered == [2]
-        await until(lambda: not any(len(site._links._resuming) for site in opener.fed.sites.values()))
+        await until(lambda: not any(len(site._links._resuming) for site in opener.fed.sites.values()), 200)
 
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["begun", "resumed"])
@@ -753,6 +754,40 @@ async def refusal(engine: StreamEngine, kind: type[Exception], match: str, **how
     }  # fmt: skip
     with pytest.raises(kind, match=match):
         await engine.stream_objects(stream_ctx={}, fl_ctx=engine.new_context(), **given)
+
+
+async def test_an_opener_may_be_killed_between_any_two_writes(transport: str, tmp_path: Path) -> None:
+    """Whatever stands in the journal then, each object is consumed once, and the stream ends once."""
+    async with lives(tmp_path, transport) as (opener, keepers):
+        crash, passing, resumed, done = opener.crash, 0, 0, False
+        while not done:
+            for keeper in keepers.values():
+                keeper.seen.clear()
+                keeper.rcs.clear()
+            with pytest.MonkeyPatch.context() as patch:
+                held = HeldWrites(patch, passing)
+
+                def killed(held: HeldWrites = held) -> None:
+                    crash()
+                    held.release()
+
+                opener.crash = killed  # type: ignore[method-assign]
+                async with opener.life() as engine:
+                    running = opener.begin(engine, Seekable(3))
+                    await until(lambda: held.stopped or running.result is not None, 60)  # noqa: B023 - called at once
+                    done = not held.stopped
+            async with opener.life(crash=False) as engine:
+                for left in engine.unfinished_streams():
+                    resumed += 1
+                    result = await opener.begin(engine, Seekable(3), left.stream_id).done()
+                    assert result.complete, f"after {passing} writes: {result}"
+            await until(lambda: not any(len(site._links._resuming) for site in opener.fed.sites.values()), 200)
+            began = passing > 0
+            for keeper in keepers.values():
+                assert keeper.seen == [0, 1, 2] * began, f"after {passing} writes"
+                assert keeper.rcs == ["OK"] * began
+            passing += 1
+        assert resumed >= 5, "begun, three settled, ended"
 
 
 async def test_what_is_resumed_has_to_be_what_was_begun(transport: str, tmp_path: Path) -> None:

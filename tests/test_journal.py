@@ -20,7 +20,7 @@ import pytest
 from fanstream import EngineSettings, StreamEngine
 from fanstream.codec import Encoded
 from fanstream.errors import JournalError
-from fanstream.journal import Journal, Kept, Record, Store, _State
+from fanstream.journal import Journal, Kept, Record, Store, _State, check
 from fanstream.protocol import bodies
 from fanstream.testing import asyncio_backend, trio_backend
 from fanstream.wakeup import current_face
@@ -320,12 +320,14 @@ def test_another_file_is_left_alone(path: Path, tmp_path: Path) -> None:
     check_refused(tmp_path / "missing" / "journal", "cannot be made: No such file", "a folder that this user may write")
 
 
-def test_a_later_version_is_not_guessed_at(path: Path) -> None:
+@pytest.mark.parametrize("version", [3, 5])
+def test_another_version_is_not_guessed_at(path: Path, version: int) -> None:
     Store(path, "site-1").close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 5")
-    connection.close()
-    check_refused(path, "has version 5, this engine knows 4", "the release that wrote it")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    check_refused(path, f"has version {version}, this engine knows 4", "the release that wrote it")
+    assert path.read_bytes() == before
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anything")
@@ -414,6 +416,24 @@ async def test_an_engine_with_a_bad_journal_does_not_start(path: Path, tmp_path:
                 pytest.fail("it was entered")
     async with StreamEngine("site-1", settings=EngineSettings(journal=path)):
         pass
+
+
+@both
+@pytest.mark.anyio
+@pytest.mark.parametrize("column", ["opening", "body", "sites", "settled", "verdict"])
+async def test_a_damaged_row_of_its_own_streams_keeps_an_engine_from_starting(path: Path, column: str) -> None:
+    said = bodies.encode(msgspec.structs.replace(OPENING, opener="site-1", targets=["site-2"], epoch=1))
+    row = {"opening": check(said), "body": check(b""), "sites": check(b"\x80"), "settled": 1, "verdict": check(b"\xc0")}
+    with closing(Store(path, "site-1")) as store:
+        store.execute("INSERT INTO outgoing VALUES (1, :opening, :body, :sites, :settled, :verdict)", row)
+    async with StreamEngine("site-1", settings=EngineSettings(journal=path)) as engine:
+        assert [left.first for left in engine.unfinished_streams()] == [1]
+    with closing(Store(path, "site-1")) as store:
+        store.execute(f"UPDATE outgoing SET {column} = ?", (-1 if column == "settled" else b"damaged",))
+    for _ in range(2):  # the first try changes nothing
+        with pytest.raises(JournalError, match=r"is damaged, or no journal: .*Move it away"):
+            async with StreamEngine("site-1", settings=EngineSettings(journal=path)):
+                pytest.fail("it was entered")
 
 
 @both

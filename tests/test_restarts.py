@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
@@ -33,6 +34,7 @@ from fanstream.options import Limits
 from fanstream.security import Policy
 from fanstream.testing import FaultyNetwork
 from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
+from tests.held_writes import HeldWrites
 
 pytestmark = [pytest.mark.anyio, on_memory]
 
@@ -422,6 +424,72 @@ async def test_what_cannot_be_kept_is_not_acknowledged(
             "the link lives, and so do other streams"
         )
         assert engine.sites() == {"server"}
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_a_disk_that_is_full_as_the_stream_ends(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
+) -> None:
+    """The end is another then, the opener hears why, and nothing of it stays on the disk."""
+    async with lives(tmp_path, transport) as (fed, site):
+        mark = Store.mark
+
+        def full(store: Store, number: int, state: Any) -> None:
+            if state.ending:
+                raise sqlite3.OperationalError("database or disk is full")
+            mark(store, number, state)
+
+        async def answer(n: int) -> Any:
+            return (not early or n < 1, make_reply(ReturnCode.OK))
+
+        monkeypatch.setattr(Store, "mark", full)
+        site.keeper.do = answer
+        async with site.life() as engine:
+            result = await fed.stream(Numbers(2, timeout=30), ["site-1"])
+            ended = result.sites["site-1"]
+            assert (ended.rc, ended.end_result) == ("EXECUTION_EXCEPTION", None)
+            assert "the journal failed at site-1, correlation id" in ended.reason
+            assert ended.outcomes == ({"replied": 1, "aborted": 1} if early else {"replied": 2})
+            assert site.keeper.rcs == ["OK"], "it was finalized before"
+            await until(lambda: len(engine._links._resuming) == 0, 200)
+            assert engine._journal is not None
+            await engine._journal.flush()
+        async with site.life() as engine:
+            assert len(engine._links._resuming) == 0
+            assert not engine._incoming
+
+
+async def test_a_site_may_be_killed_between_any_two_writes(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
+        crash, passing, done, crashes = site.crash, 0, False, 0
+        while not done:
+            stream = Stream(fed, Numbers(3, timeout=300))
+            site.keeper.seen.clear()
+            with pytest.MonkeyPatch.context() as patch:
+                held = HeldWrites(patch, passing)
+
+                def killed(held: HeldWrites = held) -> None:
+                    crash()
+                    held.release()
+
+                site.crash = killed  # type: ignore[method-assign]
+                async with site.life():
+                    tg.start_soon(stream.run)
+                    await until(lambda: held.stopped or stream.result is not None, 60)  # noqa: B023 - called at once
+                    done = not held.stopped
+                    crashes += held.stopped
+            async with site.life() as engine:
+                result = await stream.done()
+                if passing:
+                    assert result.complete, f"after {passing} writes: {result}"
+                    assert sorted(set(site.keeper.seen)) == [0, 1, 2]
+                    assert len(site.keeper.seen) <= 4, "one twice at most"
+                else:
+                    assert result.sites["site-1"].outcomes == {"lost": 1, "unreachable": 2}
+                    assert site.keeper.seen == []
+                await until(lambda: len(engine._links._resuming) == 0, 200)
+            passing += 1
+        assert crashes >= 6, "begun, three answered, ended, forgotten"
 
 
 async def test_a_stream_is_on_the_disk_before_its_consumer_is_made(

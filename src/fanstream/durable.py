@@ -218,7 +218,8 @@ class DurableStream(OutgoingStream):
         if end is None or count > settled:  # its last replies are to be asked for again
             self._news_of_sites = True
             return msgspec.structs.replace(before, props=props)
-        return SiteState(before.life, props, site.standing.name, site.rc, site.reason, ended=True, result=end.result)
+        # By its own word: the account has it a moment later than that the site takes no more part.
+        return SiteState(before.life, props, site.standing.name, end.rc, end.reason, ended=True, result=end.result)
 
     def _on_settled(self) -> None:
         """What was settled is on the disk, or cannot be written."""
