@@ -549,6 +549,26 @@ async def test_a_slow_site_misses_nothing_and_what_was_judged_without_it_is_judg
         assert [keeper.seen for keeper in keepers.values()] == [list(range(10))] * 2
 
 
+async def test_the_code_of_an_end_that_settles_objects_outlives_the_opener(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport, gather=Quorum(1), max_lag=8) as (opener, keepers):
+
+        async def block(n: int) -> None:
+            if n == 1:
+                await keepers["site-2"].block()
+
+        keepers["site-2"].do = block
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(40))
+            await until(lambda: len(running.producer.judged) == 9, 60)  # as many as its backlog lets be
+            await opener.fed.sites["site-2"].shutdown_streamer()
+            await until(lambda: len(running.producer.judged) > 12, 60)
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            result = await opener.begin(engine, Seekable(40), left.stream_id).done()
+        assert (result.sites["site-2"].rc, keepers["site-2"].rcs) == ("TASK_ABORTED", ["TASK_ABORTED"])
+        assert result.sites["site-1"].outcomes == {"replied": 40 - left.first}
+
+
 async def test_a_site_that_does_not_have_the_stream_any_more_is_lost_and_the_others_go_on(
     transport: str, tmp_path: Path
 ) -> None:
