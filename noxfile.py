@@ -99,6 +99,7 @@ ONCE: Final = (
     "test_durable.py",
     "test_layers.py",
     "test_network.py",
+    "test_restarts.py",
     "test_slow_sites.py",
     "testing/test_proxy.py",
     "threats",
