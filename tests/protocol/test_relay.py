@@ -20,6 +20,21 @@ def test_a_pool_gives_no_more_than_it_has() -> None:
     assert pool.take(60) == 50
 
 
+def test_a_pool_keeps_few_blocks_once_nothing_is_forwarded() -> None:
+    pool = RelayPool(100, 10)
+    pool.take(60)
+    blocks = [pool.block(10) for _ in range(20)]
+    for block in blocks:
+        pool.recycle(block)
+    pool.give(50)
+    again = [pool.block(10) for _ in range(20)]
+    assert {id(block) for block in again} == {id(block) for block in blocks}  # there while a stream may want them
+    for block in again:
+        pool.recycle(block)
+    pool.give(10)
+    assert sum(any(block is old for old in blocks) for block in [pool.block(10) for _ in range(20)]) == 8
+
+
 def test_an_abort_drops_what_waits_for_the_site() -> None:
     hub = Hub()
     sender, _receiver = hub.stream()

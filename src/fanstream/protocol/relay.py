@@ -32,7 +32,8 @@ _FORWARDED: Final = frozenset(
     )
 )
 _MAX_BUFFERS: Final = 256
-_KEPT_BLOCKS: Final = 64
+_KEPT_BLOCKS: Final = 64  # while streams are forwarded
+_KEPT_IDLE: Final = 8  # while none is: what another will want first
 
 
 class RelayPool:
@@ -56,8 +57,10 @@ class RelayPool:
         return taken
 
     def give(self, size: int) -> None:
-        """Give bytes of the budget back."""
+        """Give bytes of the budget back; once all are, nothing is forwarded, and blocks beyond a few are let go."""
         self.used -= size
+        if not self.used:
+            del self._free[_KEPT_IDLE:]
 
     def block(self, size: int) -> bytearray:
         """Return a block of at least *size* bytes."""
