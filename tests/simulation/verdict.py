@@ -123,8 +123,10 @@ class Verdict:
             self.claim(replied <= answered + failing, f"{replied} replies counted, {name} gave {answered}")
             shown = sum(codes.get(name, "TIMEOUT") not in ENGINES_OWN for codes in self.producer.seen)
             self.claim(shown <= replied, f"{shown} replies of {name} were judged, {replied} counted")
-            # Before the first object is consumed, a site that crashes may not have heard of the stream.
+            # Before the first object is consumed, a site that crashes may not have heard of the stream; and an opener
+            # that crashes may not have written down that a site was out of reach.
             unknown = script.registered != 0.0 or any(one.dead and not one.log for one in books)
+            unknown = unknown or (self.actors.resumed and not any(one.log for one in books))
             if not faulted or (self.goes_on and not unknown):
                 self.claim("lost" not in site.outcomes, f"{name} was lost, but no link was: {site}")
             if script.registered == 0.0 and not faulted:
