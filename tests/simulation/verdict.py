@@ -112,7 +112,7 @@ class Verdict:
         for name, site in result.sites.items():
             if name not in self.actors.books:
                 # A resumed stream waits for a way to those that it has not had one to.
-                possible = {"unreachable", "timed_out", "aborted"} if self.actors.resumed else {"unreachable"}
+                possible = {"unreachable", "timed_out", "aborted", "lost"} if self.actors.resumed else {"unreachable"}
                 self.claim(set(site.outcomes) <= possible, f"{name} has {site}")
                 continue
             books, script = self.actors.books[name], self.actors.sites[name]
