@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 
 from fanstream import EngineSettings, Shareable, StreamOptions, StreamResult, make_reply
@@ -197,6 +198,7 @@ async def test_a_stream_whose_objects_wait_to_be_consumed_is_not_watched_every_m
 
 
 def test_memory_dropped_while_other_memory_is_taken_is_accounted_for() -> None:
+    assert np.__version__  # loaded: without it nothing is used again
     held: list[memoryview] = []
 
     class Interrupted(Memory):
