@@ -85,6 +85,7 @@ class Actors:
         self.resumed = False
         self.judged = 0
         self.said_end = False  # an application has said that there are no more, or why to end
+        self.value: Any = None  # what it has ended the stream with, in any life of the opener
         self.producer: Producer
         self.produce_from(0)
 
@@ -195,6 +196,7 @@ class Producer(ObjectProducer):
             self.raise_in_judge()
         self.value = script.ending == "value"
         self.actors.said_end = True
+        self.actors.value = self.value
         return self.value
 
     def raise_in_judge(self) -> None:
