@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import anyio
 import anyio.to_thread
 
-from . import auditing
 from .abort import AbortSignal
 from .adapters import FunctionFactory, GeneratorProducer, as_producer
-from .arguments import OWN, check_address, check_count, check_site, check_targets, check_type
+from .arguments import check_address, check_count, check_site, check_targets, check_type
 from .authorization import Authorization
 from .codec import Codec
 from .connections import Connections
@@ -23,18 +22,16 @@ from .context import FLContext, StreamContext
 from .deadlines import Deadline
 from .errors import ClosedError, SecurityError
 from .handles import IncomingStreams, OpenStream
-from .incoming import IncomingStream
 from .membership import check_addresses
 from .observe import Audit, EventStream
 from .outgoing import OutgoingStream
 from .producing import ProducerRun
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore
-from .protocol.events import Opened
-from .protocol.receiver import ReceiverLeg
 from .protocol.surroundings import Refusal
 from .registry import Handling, Registration, Registry
 from .running import Work, running
+from .serving import Serving
 from .shareable import ReturnCode, Shareable
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult, UnfinishedStream
 from .tasks import Tasks
@@ -43,17 +40,16 @@ from .transports.addresses import parse_all
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .journal import Journal, Kept, Record
+    from .journal import Journal, Kept
     from .ledger import Ledger
     from .options import EngineSettings, StreamOptions
-    from .sealing import Sealing, SiteSeal
+    from .sealing import Sealing
     from .security.kit import Kit
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_REMEMBERED: Final = 8192  # ids of ended streams that may not be opened again
 _MEMORY_KEPT: Final = 10.0  # seconds that idle memory outlives the last stream: rounds of training follow each other
 
 
@@ -103,8 +99,6 @@ class StreamEngine(StreamableEngine):
         self._registry = Registry()
         self._sticky: dict[str, Any] = {}
         self._outgoing: set[OutgoingStream] = set()
-        self._incoming: set[IncomingStream] = set()
-        self._known: dict[tuple[str, bytes], None] = {}  # streams by opener and id: no site can use up another's ids
         self._sweep: Deadline | None = None
         self._journal: Journal | None = None
         self._ledger: Ledger | None = None
@@ -158,6 +152,9 @@ class StreamEngine(StreamableEngine):
             self._sealing = Sealing(self.identity, self.codec, self.settings.suite)
             prekeys = FunctionFactory(self._sealing.answer, self.limiter)
             self._registry.register(CHANNEL, TOPIC, Handling(prekeys))
+        self._incoming = Serving(
+            self, self._tasks, self.run_abort_signal, self._audit, self._journal, self._sealing, self._stream_ended
+        )
         self._links = Connections(
             self.name,
             self.settings,
@@ -167,7 +164,7 @@ class StreamEngine(StreamableEngine):
             self.codec,
             self._tasks,
             self._admit,
-            self._opened,
+            self._incoming.opened,
             self._authorization,
             self._audit,
             self._journal,
@@ -185,7 +182,9 @@ class StreamEngine(StreamableEngine):
         if self._authorization is not None:
             self._tasks.spawn(self._authorization.watch, name="policy")
         try:
-            self._restore(kept)
+            if self._journal is not None:
+                self._tasks.spawn(self._journal.run, name="journal")
+            self._incoming.restore(kept, self._links.restore)
             await self._links.start()
         except BaseException:
             await self._stop()
@@ -220,8 +219,7 @@ class StreamEngine(StreamableEngine):
             self._state = "shut"
         for stream in list(self._outgoing):
             stream.signal.trigger("the engine shuts down")
-        for incoming in list(self._incoming):
-            incoming.stop(ReturnCode.TASK_ABORTED, "the site shuts down")
+        self._incoming.stop(ReturnCode.TASK_ABORTED, "the site shuts down")
         while self._outgoing or self._incoming:
             await self._idle.wait()
 
@@ -297,60 +295,7 @@ class StreamEngine(StreamableEngine):
         """Say whether this site takes a stream."""
         if self._state != "running":
             return Refusal(ReturnCode.SERVICE_UNAVAILABLE, f"{self.name} shuts down")
-        if (opening.opener, opening.stream) in self._known:
-            return Refusal(ReturnCode.BAD_REQUEST_DATA, "a stream of this id was opened before")
-        return None
-
-    def _opened(self, event: Opened) -> None:
-        """A peer has opened a stream at this site."""
-        opening = event.leg.opening
-        seal = self._accept(opening, event.body) if opening.sealed else None
-        record = None
-        # The keys of a sealed stream are never written down.
-        if self._journal is not None and not (opening.sealed or opening.channel.startswith(OWN)) and opening.resume:
-            record = self._journal.begin(opening, event.body)
-        self._begin(event.leg, event.body, seal, record)
-
-    def _restore(self, streams: Sequence[Kept]) -> None:
-        """Go on with what an earlier life has left, once its openers do."""
-        if self._journal is None:
-            return
-        self._tasks.spawn(self._journal.run, name="journal")
-        records = [self._journal.resume(kept) for kept in streams]
-        for kept, record, leg in zip(streams, records, self._links.restore(streams), strict=True):
-            if not leg.said_end:
-                self._begin(leg, kept.body, None, record)
-
-    def _begin(
-        self, leg: ReceiverLeg, body: bytes, seal: SiteSeal | SecurityError | None, record: Record | None
-    ) -> None:
-        self._known[leg.opener, leg.opening.stream] = None
-        if len(self._known) > _REMEMBERED:
-            del self._known[next(iter(self._known))]
-        stream = IncomingStream(self, leg, body, self.run_abort_signal.child(), seal, record)
-        self._incoming.add(stream)
-        self._tasks.spawn(self._run_incoming, stream, name=f"incoming stream {stream.stream_id}")
-
-    def _accept(self, opening: Opening, body: bytes) -> SiteSeal | SecurityError:
-        """Return this site's keys of a sealed stream, or why it has none."""
-        try:
-            if self._sealing is None:
-                raise SecurityError(f"{self.name} has no identity, so nothing can be sealed for it")
-            return self._sealing.accept(opening, body)
-        except SecurityError as exc:
-            _log.warning("engine %s: a sealed stream of %s is refused: %s", self.name, opening.opener, exc)
-            return exc
-
-    async def _run_incoming(self, stream: IncomingStream) -> None:
-        try:
-            await stream.run()
-        except Exception:  # noqa: BLE001 - a failing stream never cancels the body of the engine
-            _log.exception("engine %s: incoming stream %s failed: a defect", self.name, stream.stream_id)
-        finally:
-            self._incoming.discard(stream)
-            self._stream_ended()
-            if self._audit.wanted:
-                self._audit.tell(auditing.incoming_ended(stream, self.name))
+        return self._incoming.admit(opening)
 
     async def handling(self, channel: str, topic: str, grace: float) -> Handling | None:
         """Return what is registered, or will be within *grace* seconds."""

@@ -97,7 +97,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
         ("threats/test_t02_spoofed_name.py",),
     ),
     Mutation(
-        "engine.py",
+        "serving.py",
         "        if (opening.opener, opening.stream) in self._known:\n",
         "        if False:\n",
         "a stream's id can be opened twice",
