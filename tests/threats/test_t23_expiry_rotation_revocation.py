@@ -21,6 +21,7 @@ from fanstream.options import Limits
 from fanstream.protocol.frames import PAYLOAD, FrameType, pack
 from fanstream.security import Kit
 from fanstream.security.provision import Federation
+from fanstream.transports import fast_tls
 from fanstream.transports.addresses import parse
 from tests.federation import until
 from tests.security.conftest import Clock, plan
@@ -259,8 +260,12 @@ async def test_what_is_replaced_is_used_for_new_links_within_a_second(federation
         assert link.proven == before, "a link that is there stays"
 
 
-async def test_twenty_rotations_under_load_lose_nothing(federation: Federation) -> None:
+async def test_twenty_rotations_under_load_lose_nothing(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Streams run on through all of them, and each new certificate is used for links of its own."""
+    # aiofastnet holds the interpreter's lock: beside a loop that has no rest, a thread takes seconds to read a kit.
+    monkeypatch.setattr(fast_tls, "library", lambda: None)
     members = Members(federation)
     rotations, answered, stop = 20, {"site-1": 0, "hub": 0}, anyio.Event()
     seen: set[str] = set()

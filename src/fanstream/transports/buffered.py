@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -176,10 +177,11 @@ class BufferedWire(EndingWire, asyncio.BufferedProtocol):
             self.wake()
         elif self._closing and not (self._paused or self._ended):
             self._ended = True
-            self._transport.close()
-            if self._fast:
-                self._transport.resume_reading()  # or else the peer's farewell would not be read
             self._done.set()
+            self._transport.close()
+            if self._fast:  # or else the peer's farewell would not be read
+                with suppress(AttributeError):  # where it has come, and nothing is left to read from
+                    self._transport.resume_reading()
 
     # --- the protocol ---
 
