@@ -355,6 +355,7 @@ async def test_cancelled_at_every_suspension_point_nothing_is_left(transport: st
 
 
 @everywhere
+@pytest.mark.interpreted
 @pytest.mark.parametrize("task", ["_produce_one", "_judge_one"])
 @pytest.mark.parametrize("ending", ["drain", "withdraw", "error"])
 async def test_cancelled_at_every_suspension_of_either_task_nothing_is_left(

@@ -212,6 +212,7 @@ async def test_in_lock_step_an_object_is_two_writes_and_two_reads(counts: Counts
     assert number <= counts.total(RECEIVING) // 2 <= 1.1 * number
 
 
+@pytest.mark.interpreted
 @anywhere
 async def test_the_calls_of_python_for_a_small_object_stay_few(transport: str) -> None:
     number, sites = 1000, 3

@@ -132,6 +132,9 @@ class IncomingStream:
         self.refused: tuple[str, str] | None = None
         self.consumed = leg.answered  # more than 0 in a stream that an earlier life has begun
         self._stop: tuple[str, str] | None = None  # return code and reason, once something other than the opener's END
+        # As what it ends, unless something else ends it; None where nobody is to be told.
+        self._ending: tuple[str, str] | None = (ReturnCode.TASK_ABORTED, "the engine ended")
+        self._last_reply: _Last | None = None  # leaves with the end
         self._idle: Deadline | None = None
         self._in_hand = False  # whether an object is being consumed
         self._last_arrival = host.face.time()
@@ -200,14 +203,12 @@ class IncomingStream:
     async def run(self) -> None:
         """Live until the stream has ended at this site and the opener has been told."""
         leg, opening = self._leg, self._leg.opening
-        last: _Last | None = None
-        end: tuple[str, str] | None = (ReturnCode.TASK_ABORTED, "the engine ended")  # unless something else ends it
         try:
             with anyio.CancelScope() as self._scope:
                 if self._stop is not None:  # ended before it began
                     self._scope.cancel()
                 if self._unsealable is not None:
-                    end = None
+                    self._ending = None
                     self.refused = (ReturnCode.BAD_REQUEST_DATA, str(self._unsealable))
                     if not self._gone:
                         leg.refuse(*self.refused)
@@ -223,7 +224,7 @@ class IncomingStream:
                     self.refused = (ReturnCode.TOPIC_UNKNOWN, reason)
                     if not self._gone:
                         self._refuse(*self.refused)
-                    end = None
+                    self._ending = None
                     return
                 self._handling = handling
                 await self._read_opening()
@@ -234,16 +235,22 @@ class IncomingStream:
                 finally:
                     unsubscribe()
                 if ended_here is not None:
-                    end, last = ended_here
+                    self._ending, self._last_reply = ended_here
                     return
-            end = self._stop or (ReturnCode.OK, "")
+            self._ending = self._stop or (ReturnCode.OK, "")
         except _SiteFailureError as failure:
-            end, last = self._stop or (failure.rc, failure.reason), failure.last
+            self._ending = self._stop or (failure.rc, failure.reason)
+            self._last_reply = failure.last
         finally:
             if self._idle is not None:
                 self._host.deadlines.cancel(self._idle)
-            if end is not None:
-                await self._end(*end, last)
+            await self._conclude()
+
+    async def _conclude(self) -> None:
+        # On its own, for mypyc takes what may be None for what it was before, where a `finally` looks at it.
+        ending = self._ending
+        if ending is not None:
+            await self._end(*ending, self._last_reply)
 
     def _refuse(self, rc: str, reason: str) -> None:
         if self._seal is None:
