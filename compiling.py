@@ -24,6 +24,7 @@ MODULES: Final = (
     "codec/scan",
     "codec/tags",
     "deadlines",
+    "dues",
     "durable",
     "held",
     "incoming",

@@ -16,6 +16,7 @@ from .abort import AbortSignal
 from .codec import Encoded
 from .context import FLContext, StreamContext, StreamContextKey
 from .deadlines import Deadline, Deadlines
+from .dues import Dues
 from .errors import ClosedError, LocalProtocolError, RemoteProtocolError
 from .held import Held, Offer
 from .policies import Drop
@@ -115,8 +116,7 @@ class OutgoingStream:
         self._aborted = False
         self._rc_of_abort: str | None = None
         self._stalls: dict[str, Deadline] = {}
-        self._due = math.inf  # when the first object's deadline comes; one entry of the engine's heap for all of them
-        self._timer: Deadline | None = None
+        self._dues = Dues(host.deadlines, self.gathering, self._pacing, self._expire, self._lose_patience)
         self._held = Held()
         self._peer_props: dict[str, dict[str, Any]] = {name: {} for name in targets}
         self._stream_ctx = stream_ctx
@@ -313,40 +313,13 @@ class OutgoingStream:
                 self._legs[name].send(seq, encoded, milliseconds, final=final)
             if pacing is not None:
                 look = min(look, pacing.sent(flight))
-            if look < self._due:
-                self._set_timer(look)
+            if look < self._dues.next:
+                self._dues.look_at(look)
         else:
             self.on_news()  # nobody is left to wait for: it is to be judged at once
         return flight
 
-    def _set_timer(self, when: float) -> None:
-        if self._timer is not None:
-            self._host.deadlines.cancel(self._timer)
-            self._timer = None
-        self._due = when
-        if when < math.inf:
-            self._timer = self._host.deadlines.at(when, self._expire_due)
-
-    def _expire_due(self, now: float) -> None:
-        """Expire what is due, and look when the next will be; most objects were answered long before."""
-        self._timer = None
-        look = math.inf
-        for flight in list(self.gathering.flights.values()):
-            if flight.waiting and flight.due <= now:
-                self._expire(flight, f"no reply within the timeout of {flight.due - flight.sent:.6g} s")
-            elif flight.closes <= now and not flight.complete:
-                self.gathering.lose_patience(flight)
-                self.on_news()
-        if self._pacing is not None:
-            overdue, look = self._pacing.overdue(now)
-            for flight, name, reason in overdue:
-                self._expire(flight, reason, (name,))
-        for flight in self.gathering.flights.values():
-            if flight.waiting:
-                look = min(look, flight.due if flight.complete else min(flight.due, flight.closes))
-        self._set_timer(look)
-
-    def _expire(self, flight: Flight, reason: str, names: Collection[str] | None = None) -> None:
+    def _expire(self, flight: Flight, reason: str, names: Collection[str] | None) -> None:
         policy = self._options.straggler
         for site in self.gathering.expire(flight, reason, names):
             if isinstance(policy, Drop) and site.misses >= policy.n and site.name in self.gathering.active:
@@ -354,6 +327,10 @@ class OutgoingStream:
         self._held.settled(flight)
         self.on_news()
         self._room.set()
+
+    def _lose_patience(self, flight: Flight) -> None:
+        self.gathering.lose_patience(flight)
+        self.on_news()
 
     def judged(self, flight: Flight) -> None:
         """The application has seen a flight's replies: its place in the window, and the replies' memory, are free."""
@@ -436,8 +413,8 @@ class OutgoingStream:
         late = not gathering.reply(name, seq, value, now)
         if self._pacing is not None:
             self._pacing.answered(name, flight, now)
-        if self._timed and not flight.complete and flight.closes < self._due:
-            self._set_timer(flight.closes)
+        if self._timed and not flight.complete and flight.closes < self._dues.next:
+            self._dues.look_at(flight.closes)
         if self.keep_offers:
             self.offers.append(Offer(name, seq, value, late))
             self.on_news()
@@ -585,7 +562,7 @@ class OutgoingStream:
         for stall in self._stalls.values():
             self._host.deadlines.cancel(stall)
         self._stalls.clear()
-        self._set_timer(math.inf)
+        self._dues.look_at(math.inf)
         self._held.let_go()
 
     def result(self, value: Any) -> StreamResult:

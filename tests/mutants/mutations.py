@@ -540,7 +540,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     # --- the opener's shell ---
     Mutation(
-        "outgoing.py",
+        "dues.py",
         "            if flight.waiting and flight.due <= now:\n",
         "            if flight.waiting:\n",
         "one object's deadline ends all of them",
@@ -548,7 +548,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "outgoing.py",
-        "            if look < self._due:\n",
+        "            if look < self._dues.next:\n",
         "            if True:\n",
         "a later deadline pushes an earlier one away",
         ("test_outgoing.py",),
