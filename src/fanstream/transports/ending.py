@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 
 from ..wakeup import AsyncioFace
 from .base import Pump, Wire
+
+
+def tells_once(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a loop watches a socket no more once it has told of an error there, which may come along with data.
+
+    Loops of libuv do, such as uvloop. A reader that does not read on until it fails has to ask for the error.
+    """
+    return not isinstance(loop, asyncio.BaseEventLoop)
 
 
 class EndingWire(Wire):

@@ -14,6 +14,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..security.tls import LONGEST, FederationContext
+from .ending import tells_once
 
 if TYPE_CHECKING:
     from ..security.identity import Identity
@@ -151,7 +152,7 @@ class _Below(asyncio.BufferedProtocol):
     def leave(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let TLS read for itself, where the loop tells of a reset that comes together with data."""
         self._shaken = True
-        if isinstance(loop, asyncio.BaseEventLoop):
+        if not tells_once(loop):
             self._plain.set_protocol(self._tls)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -161,7 +162,6 @@ class _Below(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._shaken:
             self._tls.buffer_updated(nbytes)
-            # libuv watches a socket no longer once it has told of an error, whatever was read then.
             if self._sock.fileno() != -1 and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 self._plain.abort()
             return

@@ -23,7 +23,7 @@ from ..wakeup import AsyncioFace, current_face
 from .addresses import Address, is_loopback
 from .base import Listener, OnConnect, Pump, Wire
 from .buffered import BufferedWire, watches
-from .ending import EndingWire
+from .ending import EndingWire, tells_once
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ class SocketWire(EndingWire):
         self._unwritten: list[bytes | memoryview] = []
         self._scheduled = False
         self._armed = False  # waiting for the socket to take more
-        # libuv watches a socket no more once it has seen an error there, and tells of it once: perhaps with data.
-        self._told_once = not isinstance(self._loop, asyncio.BaseEventLoop)
+        self._told_once = tells_once(face.loop)
 
     async def run(self, pump: Pump) -> Exception | None:
         self._pump = pump
