@@ -136,8 +136,9 @@ PEERS = [nothing, garbage, half, farewell, honest]
 
 
 @pytest.mark.parametrize("peer", PEERS)
-async def test_a_socket_is_closed_wherever_its_handshake_is_cancelled(
-    peer: Callable[[socket.socket, Contexts], Any], contexts: Contexts
+@pytest.mark.parametrize("way", ["cancelled", "closed"])
+async def test_a_socket_is_closed_wherever_its_handshake_ends(
+    way: str, peer: Callable[[socket.socket, Contexts], Any], contexts: Contexts
 ) -> None:
     for turns in range(24):
         async with accepting(contexts) as ends, anyio.create_task_group() as tg:
@@ -145,20 +146,10 @@ async def test_a_socket_is_closed_wherever_its_handshake_is_cancelled(
             tg.start_soon(peer, ends.peer, contexts)
             for _ in range(turns):
                 await anyio.lowlevel.checkpoint()
-            tg.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("peer", PEERS)
-async def test_a_socket_is_closed_wherever_its_handshake_is_closed(
-    peer: Callable[[socket.socket, Contexts], Any], contexts: Contexts
-) -> None:
-    for turns in range(24):
-        async with accepting(contexts) as ends, anyio.create_task_group() as tg:
-            tg.start_soon(ends.run)
-            tg.start_soon(peer, ends.peer, contexts)
-            for _ in range(turns):
-                await anyio.lowlevel.checkpoint()
-            ends.wire.close()
+            if way == "cancelled":
+                tg.cancel_scope.cancel()
+            else:
+                ends.wire.close()
 
 
 @pytest.mark.parametrize(
