@@ -59,7 +59,7 @@ class Serving:
         self._sealing = sealing
         self._on_ended = on_ended
         self._streams: set[IncomingStream] = set()
-        self._known: dict[tuple[str, bytes], None] = {}  # by opener and id: no site can use up another's ids
+        self._known: dict[bytes, None] = {}
 
     def __iter__(self) -> Iterator[IncomingStream]:
         return iter(self._streams)
@@ -69,7 +69,7 @@ class Serving:
 
     def admit(self, opening: Opening) -> Refusal | None:
         """Say why a stream is not taken, if it is not."""
-        if (opening.opener, opening.stream) in self._known:
+        if _key(opening) in self._known:
             return Refusal(ReturnCode.BAD_REQUEST_DATA, "a stream of this id was opened before")
         return None
 
@@ -100,7 +100,7 @@ class Serving:
     def _begin(
         self, leg: ReceiverLeg, body: bytes, seal: SiteSeal | SecurityError | None, record: Record | None
     ) -> None:
-        self._known[leg.opener, leg.opening.stream] = None
+        self._known[_key(leg.opening)] = None
         if len(self._known) > _REMEMBERED:
             del self._known[next(iter(self._known))]
         stream = IncomingStream(self._host, leg, body, self._signal.child(), seal, record)
@@ -129,3 +129,8 @@ class Serving:
             self._on_ended()
             if self._audit.wanted:
                 self._audit.tell(auditing.incoming_ended(stream, name))
+
+
+def _key(opening: Opening) -> bytes:
+    """Return what no other opener's stream has, whatever id it chooses: one small value, for thousands are kept."""
+    return opening.stream + opening.opener.encode()

@@ -98,7 +98,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "serving.py",
-        "        if (opening.opener, opening.stream) in self._known:\n",
+        "        if _key(opening) in self._known:\n",
         "        if False:\n",
         "a stream's id can be opened twice",
         ("threats/test_t05_replay.py",),
