@@ -26,7 +26,7 @@ from fanstream import (
     StreamEngine,
     StreamOptions,
 )
-from fanstream.handles import OpenStream
+from fanstream.outgoing.handle import OpenStream
 from fanstream.testing import FaultyNetwork
 
 from .fairness import quantile

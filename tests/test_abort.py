@@ -22,7 +22,7 @@ from fanstream import (
     StreamResult,
     make_reply,
 )
-from fanstream.producing import ProducerRun
+from fanstream.outgoing.producing import ProducerRun
 from fanstream.testing import FaultyNetwork
 from tests.federation import (
     Blocked,

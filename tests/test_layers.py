@@ -13,9 +13,17 @@ ROOT = Path(__file__).parents[1]
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command as lint; lint()"
 SKELETON = {
     "__init__": "from .engine import e",
-    "engine": "from .outgoing import o\ne = 0",
-    "outgoing": "from .link import k\no = 0",
-    "incoming": "from .link import k",
+    "engine": "from .outgoing.running import r\nfrom .peers.connections import c\ne = 0",
+    "outgoing.__init__": "",
+    "outgoing.running": "from .stream import o\nr = 0",
+    "outgoing.stream": "from ..link import k\nfrom .dues import d\no = 0",
+    "outgoing.dues": "d = 0",
+    "incoming.__init__": "",
+    "incoming.stream": "from ..link import k\nfrom .registry import r",
+    "incoming.registry": "r = 0",
+    "peers.__init__": "",
+    "peers.connections": "from ..link import k\nfrom .sites import s\nc = 0",
+    "peers.sites": "s = 0",
     "link": "from .transports import t\nimport asyncio, anyio\nk = 0",
     "transports.__init__": "from ..protocol import p\nt = 0",
     "protocol.__init__": "from .frames import f\np = 0",
@@ -68,13 +76,19 @@ def test_a_package_that_keeps_to_the_layers_passes(tmp_path: Path) -> None:
         pytest.param("codec.chunks", "from ..protocol import p", "layers", id="the codec imports the protocol"),
         pytest.param("transports.memory", "from ..engine import e", "layers", id="a transport imports the engine"),
         pytest.param("transports.memory", "from .. import e", "layers", id="a transport imports the package's face"),
-        pytest.param("outgoing", "from .incoming import i\no = 0", "layers", id="one half of a stream meets the other"),
+        pytest.param("outgoing.dues", "from ..incoming.stream import k\nd = 0", "layers", id="halves of a stream meet"),
         pytest.param("helpers", "", "layers", id="a module without a place"),
+        pytest.param("outgoing.dues", "from .stream import o\nd = 0", "outgoing", id="a part knows its stream"),
+        pytest.param("incoming.registry", "from .stream import k\nr = 0", "incoming", id="the registry knows a stream"),
+        pytest.param("peers.helpers", "", "peers", id="a module without a place among the peers"),
     ],
 )
 def test_a_contract_refuses(module: str, source: str, contract: str, tmp_path: Path) -> None:
     names = {
         "layers": "Imports point downward only",
+        "outgoing": "An outgoing stream knows its parts, and not who drives it",
+        "incoming": "An incoming stream knows what is registered, and not who takes it",
+        "peers": "What is known of other sites meets in the connections",
         "pure": "The protocol and the codec do no I/O and know no clock",
         "sealed": "Sealed streams get keys, the time and random bytes handed in, and do no I/O",
     }

@@ -15,23 +15,24 @@ import anyio.to_thread
 from .abort import AbortSignal
 from .adapters import FunctionFactory, GeneratorProducer, as_producer
 from .arguments import check_address, check_count, check_site, check_targets, check_type
-from .authorization import Authorization
 from .codec import Codec
-from .connections import Connections
 from .context import FLContext, StreamContext
 from .deadlines import Deadline
 from .errors import ClosedError, SecurityError
-from .handles import IncomingStreams, OpenStream
-from .membership import check_addresses
+from .incoming.handles import IncomingStreams
+from .incoming.registry import Handling, Registration, Registry
+from .incoming.serving import Serving
 from .observe import Audit, EventStream
-from .outgoing import OutgoingStream
-from .producing import ProducerRun
+from .outgoing.handle import OpenStream
+from .outgoing.producing import ProducerRun
+from .outgoing.running import Work, running
+from .outgoing.stream import OutgoingStream
+from .peers.authorization import Authorization
+from .peers.connections import Connections
+from .peers.membership import check_addresses
 from .protocol.bodies import Opening
 from .protocol.core import LinkCore
 from .protocol.surroundings import Refusal
-from .registry import Handling, Registration, Registry
-from .running import Work, running
-from .serving import Serving
 from .shareable import ReturnCode, Shareable
 from .streaming import ConsumerFactory, StreamableEngine, StreamResult, UnfinishedStream
 from .tasks import Tasks
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .journal import Journal, Kept
-    from .ledger import Ledger
     from .options import EngineSettings, StreamOptions
+    from .outgoing.ledger import Ledger
     from .sealing import Sealing
     from .security.kit import Kit
 
@@ -141,7 +142,7 @@ class StreamEngine(StreamableEngine):
         self._idle = self.face.wakeup()
         if self.settings.journal is not None:
             from .journal import Journal
-            from .ledger import Ledger
+            from .outgoing.ledger import Ledger
 
             self._journal = Journal(self.settings.journal, self.name, self.face)
             self._ledger = Ledger(self._journal, self.face, self.deadlines)
@@ -427,7 +428,7 @@ class StreamEngine(StreamableEngine):
             raise SecurityError(f"secure=True: {self.name} has no identity to seal with; nothing was sent")
         make: Callable[..., OutgoingStream] = OutgoingStream
         if options.durable or resume is not None:
-            from .durable import maker
+            from .outgoing.durable import maker
 
             make = maker(self._ledger, self._links.take_up, resume, channel, topic, names, options, optional, secure)
         signal = fl_ctx.get_run_abort_signal().child()

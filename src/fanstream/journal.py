@@ -1,7 +1,7 @@
 """The journal: what a site has answered, on the disk before it is said, so that its next life can go on with it.
 
-What it has opened itself stands in the same file, and is the matter of ``ledger.py``. One file belongs to one engine. A
-worker thread writes; what several streams want kept at one time shares one sync.
+What it has opened itself stands in the same file, and is the matter of ``outgoing/ledger.py``. One file belongs to one
+engine. A worker thread writes; what several streams want kept at one time shares one sync.
 """
 
 from __future__ import annotations

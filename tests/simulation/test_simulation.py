@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from fanstream.journal import Record
-from fanstream.ledger import Entry
+from fanstream.outgoing.ledger import Entry
 from tests.simulation.scenario import SERVER, TICK, Absence, Scenario, SiteScript, StreamScript, scenario
 from tests.simulation.world import play, run, story
 

@@ -22,7 +22,7 @@ from fanstream import (
 )
 from fanstream.errors import ClosedError, NameInUseError
 from fanstream.options import Limits
-from fanstream.outgoing import OutgoingStream
+from fanstream.outgoing.stream import OutgoingStream
 from fanstream.policies import Drop, Quorum
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.streaming import UnfinishedStream

@@ -6,22 +6,21 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from . import auditing
-from .abort import AbortSignal
-from .arguments import OWN
-from .errors import SecurityError
-from .incoming import Host, IncomingStream
-from .observe import Audit
-from .protocol.bodies import Opening
-from .protocol.events import Opened
-from .protocol.receiver import ReceiverLeg
-from .protocol.surroundings import Refusal
-from .shareable import ReturnCode
-from .tasks import Tasks
+from ..abort import AbortSignal
+from ..arguments import OWN
+from ..errors import SecurityError
+from ..observe import Audit, AuditEvent, StreamEnded, StreamRefused
+from ..protocol.bodies import Opening
+from ..protocol.events import Opened
+from ..protocol.receiver import ReceiverLeg
+from ..protocol.surroundings import Refusal
+from ..shareable import ReturnCode
+from ..tasks import Tasks
+from .stream import Host, IncomingStream
 
 if TYPE_CHECKING:
-    from .journal import Journal, Kept, Record
-    from .sealing import Sealing, SiteSeal
+    from ..journal import Journal, Kept, Record
+    from ..sealing import Sealing, SiteSeal
 
 _log = logging.getLogger(__name__)
 
@@ -128,9 +127,24 @@ class Serving:
             self._streams.discard(stream)
             self._on_ended()
             if self._audit.wanted:
-                self._audit.tell(auditing.incoming_ended(stream, name))
+                self._audit.tell(_ended(stream, name))
 
 
 def _key(opening: Opening) -> bytes:
     """Return what no other opener's stream has, whatever id it chooses: one small value, for thousands are kept."""
     return opening.stream + opening.opener.encode()
+
+
+def _ended(stream: IncomingStream, site: str) -> AuditEvent:
+    """A stream is over that this engine has taken; or was refused once it was looked at."""
+    opening = stream.opening
+    if stream.refused is not None:
+        rc, reason = stream.refused
+        return StreamRefused(
+            stream=stream.stream_id, opener=opening.opener, target=site, channel=opening.channel, topic=opening.topic,
+            code=str(rc), reason=reason,
+        )  # fmt: skip
+    return StreamEnded(
+        stream=stream.stream_id, opener=opening.opener, channel=opening.channel, topic=opening.topic,
+        code=str(stream.rc or ReturnCode.TASK_ABORTED), objects=stream.consumed,
+    )  # fmt: skip

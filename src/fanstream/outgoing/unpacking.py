@@ -7,17 +7,17 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .codec import Codec, Decoding, Undecoded
-from .codec.ciphertext import SMALL
-from .codec.faults import NotAtOnceError
-from .codec.payloads import finished
-from .errors import CodecError
-from .protocol.events import Ended, ReplyArrived, StreamEvent
-from .protocol.inbound import DECODED_AT_ONCE
-from .shareable import ReturnCode
+from ..codec import Codec, Decoding, Undecoded
+from ..codec.ciphertext import SMALL
+from ..codec.faults import NotAtOnceError
+from ..codec.payloads import finished
+from ..errors import CodecError
+from ..protocol.events import Ended, ReplyArrived, StreamEvent
+from ..protocol.inbound import DECODED_AT_ONCE
+from ..shareable import ReturnCode
 
 if TYPE_CHECKING:
-    from .sealing import OpenerSeal
+    from ..sealing import OpenerSeal
 
 _T = TypeVar("_T")
 

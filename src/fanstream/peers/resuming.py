@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from .deadlines import Deadline, Deadlines
-from .errors import LocalProtocolError
-from .protocol.core import LinkCore
-from .protocol.opener import OpenerLeg
-from .protocol.receiver import ReceiverLeg
+from ..deadlines import Deadline, Deadlines
+from ..errors import LocalProtocolError
+from ..protocol.core import LinkCore
+from ..protocol.opener import OpenerLeg
+from ..protocol.receiver import ReceiverLeg
 
 if TYPE_CHECKING:
-    from .journal import Journal
+    from ..journal import Journal
 
 _LEASE: Final = 60.0
 """Seconds beyond its resume window for which an end remembers a stream that is over, if the other end is silent."""

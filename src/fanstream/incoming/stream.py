@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 
-from .abort import AbortSignal
-from .adapters import call, is_async
-from .arguments import OWN
-from .codec import Codec, Decoding, Encoded, Undecoded
-from .codec.ciphertext import Ciphertext
-from .codec.faults import NotAtOnceError
-from .codec.payloads import finished
-from .context import FLContext, StreamContext, StreamContextKey
-from .deadlines import Deadline, Deadlines
-from .errors import CodecError, JournalError, SealError, SecurityError, chained
-from .protocol.bodies import Cause, Ending, Opening, encode
-from .protocol.events import Aborted, EndAnnounced, Lost, ObjectArrived, StreamEvent
-from .protocol.frames import Flag
-from .protocol.inbound import DECODED_AT_ONCE
-from .protocol.receiver import ReceiverLeg
+from ..abort import AbortSignal
+from ..adapters import call, is_async
+from ..arguments import OWN
+from ..codec import Codec, Decoding, Encoded, Undecoded
+from ..codec.ciphertext import Ciphertext
+from ..codec.faults import NotAtOnceError
+from ..codec.payloads import finished
+from ..context import FLContext, StreamContext, StreamContextKey
+from ..deadlines import Deadline, Deadlines
+from ..errors import CodecError, JournalError, SealError, SecurityError, chained
+from ..protocol.bodies import Cause, Ending, Opening, encode
+from ..protocol.events import Aborted, EndAnnounced, Lost, ObjectArrived, StreamEvent
+from ..protocol.frames import Flag
+from ..protocol.inbound import DECODED_AT_ONCE
+from ..protocol.receiver import ReceiverLeg
+from ..shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
+from ..streaming import ObjectConsumer
+from ..wakeup import Face
 from .registry import Handling
-from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
-from .streaming import ObjectConsumer
-from .wakeup import Face
 
 if TYPE_CHECKING:
-    from .journal import Record
-    from .options import EngineSettings
-    from .sealing import SiteSeal
+    from ..journal import Record
+    from ..options import EngineSettings
+    from ..sealing import SiteSeal
 
 _log = logging.getLogger(__name__)
 

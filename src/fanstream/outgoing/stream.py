@@ -12,31 +12,31 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import anyio
 import msgspec
 
-from .abort import AbortSignal
-from .codec import Encoded
-from .context import FLContext, StreamContext, StreamContextKey
-from .deadlines import Deadline, Deadlines
+from ..abort import AbortSignal
+from ..codec import Encoded
+from ..context import FLContext, StreamContext, StreamContextKey
+from ..deadlines import Deadline, Deadlines
+from ..errors import ClosedError, LocalProtocolError, RemoteProtocolError
+from ..policies import Drop
+from ..protocol.bodies import Cause, Opening
+from ..protocol.core import LinkCore
+from ..protocol.events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed, StreamEvent, Suspended
+from ..protocol.gather import Flight, Gathering, Outcome, Standing
+from ..protocol.inbound import UNCHARGED
+from ..protocol.opener import OpenerLeg
+from ..protocol.pace import Pacing
+from ..shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
+from ..streaming import StreamResult
+from ..wakeup import Face, Wakeup
 from .dues import Dues
-from .errors import ClosedError, LocalProtocolError, RemoteProtocolError
 from .held import Held, Offer
-from .policies import Drop
-from .protocol.bodies import Cause, Opening
-from .protocol.core import LinkCore
-from .protocol.events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed, StreamEvent, Suspended
-from .protocol.gather import Flight, Gathering, Outcome, Standing
-from .protocol.inbound import UNCHARGED
-from .protocol.opener import OpenerLeg
-from .protocol.pace import Pacing
 from .results import conclude
-from .shareable import ReservedHeaderKey, ReturnCode, Shareable, make_reply
-from .streaming import StreamResult
 from .unpacking import Host as UnpackingHost
 from .unpacking import Unpacking
-from .wakeup import Face, Wakeup
 
 if TYPE_CHECKING:
-    from .options import EngineSettings, StreamOptions
-    from .sealing import OpenerSeal
+    from ..options import EngineSettings, StreamOptions
+    from ..sealing import OpenerSeal
 
 _HEADERS: Final = ReservedHeaderKey.HEADERS
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS

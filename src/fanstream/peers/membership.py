@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from .errors import IdentityError, KitError, SecurityError
-from .link import Link
-from .observe import Audit, IdentityEnded, IdentityLoaded
-from .transports.addresses import Address, parse_all
+from ..errors import IdentityError, KitError, SecurityError
+from ..link import Link
+from ..observe import Audit, IdentityEnded, IdentityLoaded
+from ..transports.addresses import Address, parse_all
 
 if TYPE_CHECKING:
-    from .security.kit import Kit
+    from ..security.kit import Kit
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def check_addresses(name: str, listen: Sequence[Address], connect: Sequence[Addr
                 if address.scheme == "tls":
                     raise SecurityError(f"{argument} has {address}, which needs identity: the kit of {name}")
         return list(connect)
-    from .security.kit import Kit
+    from ..security.kit import Kit
 
     if not isinstance(kit, Kit):
         raise TypeError(f"identity is {kit!r} of type {type(kit).__name__}, expected a Kit: Kit.load(folder)")

@@ -14,12 +14,12 @@ from typing import Final
 
 import msgspec
 
-from .deadlines import Deadline, Deadlines
-from .errors import UnknownStreamError
-from .journal import DamageError, Journal, Record, Store, check, checked
-from .protocol import bodies
-from .streaming import UnfinishedStream
-from .wakeup import Face
+from ..deadlines import Deadline, Deadlines
+from ..errors import UnknownStreamError
+from ..journal import DamageError, Journal, Record, Store, check, checked
+from ..protocol import bodies
+from ..streaming import UnfinishedStream
+from ..wakeup import Face
 
 
 class SiteState(msgspec.Struct, array_like=True, frozen=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 
-from .deadlines import Deadline, Deadlines
-from .protocol.gather import Flight, Gathering
-from .protocol.pace import Pacing
+from ..deadlines import Deadline, Deadlines
+from ..protocol.gather import Flight, Gathering
+from ..protocol.pace import Pacing
 
 
 class Dues:

@@ -11,36 +11,37 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
-from . import auditing, transports
+from .. import transports
+from ..errors import ConnectError, IdentityError, NameInUseError, RemoteProtocolError, SecurityError, TransportError
+from ..link import Link
+from ..observe import Audit
+from ..protocol.bodies import Hello, Opening
+from ..protocol.core import LinkCore
+from ..protocol.events import Forwarded, Opened, PresenceChanged, TurnedAway
+from ..protocol.frames import MAGIC
+from ..protocol.inbound import Decoders
+from ..protocol.opener import OpenerLeg
+from ..protocol.receiver import ReceiverLeg
+from ..protocol.relay import FIRST_WINDOW
+from ..protocol.session import SessionState
+from ..protocol.surroundings import Refusal, Routing, Surroundings
+from ..shareable import ReturnCode
+from ..tasks import Tasks
+from ..transports import memory
+from ..transports.addresses import Address
+from ..transports.base import Listener, Wire
+from ..transports.memory import LOCAL, MemoryListener, network_now, watch
+from . import auditing
 from .authorization import Authorization
-from .errors import ConnectError, IdentityError, NameInUseError, RemoteProtocolError, SecurityError, TransportError
-from .link import Link
 from .membership import Refusals, watch_kit
-from .observe import Audit
-from .protocol.bodies import Hello, Opening
-from .protocol.core import LinkCore
-from .protocol.events import Forwarded, Opened, PresenceChanged, TurnedAway
-from .protocol.frames import MAGIC
-from .protocol.inbound import Decoders
-from .protocol.opener import OpenerLeg
-from .protocol.receiver import ReceiverLeg
-from .protocol.relay import FIRST_WINDOW
-from .protocol.session import SessionState
-from .protocol.surroundings import Refusal, Routing, Surroundings
 from .resuming import Resuming
-from .shareable import ReturnCode
 from .sites import Sites
-from .tasks import Tasks
-from .transports import memory
-from .transports.addresses import Address
-from .transports.base import Listener, Wire
-from .transports.memory import LOCAL, MemoryListener, network_now, watch
 
 if TYPE_CHECKING:
-    from .journal import Journal, Kept
-    from .options import EngineSettings
-    from .security.identity import Identity
-    from .security.kit import Kit
+    from ..journal import Journal, Kept
+    from ..options import EngineSettings
+    from ..security.identity import Identity
+    from ..security.kit import Kit
 
 _log = logging.getLogger(__name__)
 

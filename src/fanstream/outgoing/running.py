@@ -9,11 +9,10 @@ from typing import Any
 
 import anyio
 
-from . import auditing
-from .observe import Audit
-from .outgoing import OutgoingStream
-from .shareable import ReturnCode
-from .streaming import StreamResult
+from ..observe import Audit, AuditEvent, StreamEnded, StreamOpened
+from ..shareable import ReturnCode
+from ..streaming import StreamResult
+from .stream import OutgoingStream
 
 
 class Work:
@@ -37,7 +36,7 @@ async def running(stream: OutgoingStream, audit: Audit) -> AsyncIterator[Work]:
     """Have a stream opened and its work done inside its scope, and end it, however the work ended."""
     work = Work()
     if audit.wanted:
-        audit.tell(auditing.stream_opened(stream))
+        audit.tell(_opened(stream))
     try:
         with anyio.CancelScope() as scope:
             unsubscribe = stream.signal.subscribe(partial(_aborted, stream, scope))
@@ -60,9 +59,31 @@ async def running(stream: OutgoingStream, audit: Audit) -> AsyncIterator[Work]:
     finally:
         if audit.wanted:
             ended = stream.abort_code if work.result is None else work.result.rc
-            audit.tell(auditing.stream_ended(stream, ended))
+            audit.tell(_ended(stream, ended))
 
 
 def _aborted(stream: OutgoingStream, scope: anyio.CancelScope) -> None:
     stream.abort(ReturnCode.TASK_ABORTED, str(stream.signal.reason or "aborted"))
     scope.cancel()
+
+
+def _opened(stream: OutgoingStream) -> AuditEvent:
+    """This engine opens a stream."""
+    opening = stream.opening
+    return StreamOpened(
+        stream=stream.stream_id, channel=opening.channel, topic=opening.topic,
+        targets=list(stream.gathering.sites), sealed=opening.sealed,
+    )  # fmt: skip
+
+
+def _ended(stream: OutgoingStream, rc: str) -> AuditEvent:
+    """A stream that this engine has opened is over."""
+    opening, gathering = stream.opening, stream.gathering
+    sites = {
+        name: {"code": str(site.rc), **{str(outcome): count for outcome, count in site.counts.items()}}
+        for name, site in gathering.sites.items()
+    }
+    return StreamEnded(
+        stream=stream.stream_id, opener=opening.opener, channel=opening.channel, topic=opening.topic, code=str(rc),
+        objects=gathering.objects, sites=sites,
+    )  # fmt: skip

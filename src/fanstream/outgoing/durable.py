@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import msgspec
 
-from .abort import AbortSignal
-from .codec import Encoded
-from .context import FLContext, StreamContext, StreamContextKey
-from .errors import CodecError, JournalError
+from ..abort import AbortSignal
+from ..codec import Encoded
+from ..context import FLContext, StreamContext, StreamContextKey
+from ..errors import CodecError, JournalError
+from ..protocol.bodies import Opening
+from ..protocol.events import Ended, ReplyArrived, StreamEvent
+from ..protocol.gather import Flight, Outcome, Standing
+from ..protocol.opener import OpenerLeg
+from ..shareable import ReservedHeaderKey, Shareable
 from .ledger import Entry, Ledger, Left, Sites, SiteState, Verdict
-from .outgoing import Host, OutgoingStream
-from .protocol.bodies import Opening
-from .protocol.events import Ended, ReplyArrived, StreamEvent
-from .protocol.gather import Flight, Outcome, Standing
-from .protocol.opener import OpenerLeg
-from .shareable import ReservedHeaderKey, Shareable
+from .stream import Host, OutgoingStream
 
 if TYPE_CHECKING:
-    from .options import StreamOptions
+    from ..options import StreamOptions
 
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
 

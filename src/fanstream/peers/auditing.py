@@ -1,26 +1,21 @@
-"""What an engine's streams and links are, as events for who audits them."""
+"""What an engine's links are, and the streams that come over them, as events for who audits them."""
 
 from __future__ import annotations
 
-from .incoming import IncomingStream
-from .link import Link
-from .observe import (
+from ..link import Link
+from ..observe import (
     AuditEvent,
     LinkClosed,
     LinkOpened,
     PeerRefused,
     StreamAdmitted,
-    StreamEnded,
     StreamForwarded,
-    StreamOpened,
     StreamRefused,
 )
-from .outgoing import OutgoingStream
-from .protocol.bodies import Opening
-from .protocol.events import Forwarded, TurnedAway
-from .protocol.receiver import ReceiverLeg
-from .protocol.surroundings import Routing
-from .shareable import ReturnCode
+from ..protocol.bodies import Opening
+from ..protocol.events import Forwarded, TurnedAway
+from ..protocol.receiver import ReceiverLeg
+from ..protocol.surroundings import Routing
 
 
 def link_opened(link: Link) -> AuditEvent:
@@ -39,45 +34,12 @@ def peer_refused(error: Exception, peer: str = "") -> AuditEvent:
     return PeerRefused(reason=str(error), code=getattr(error, "code", "handshake"), peer=peer)
 
 
-def stream_opened(stream: OutgoingStream) -> AuditEvent:
-    """This engine opens a stream."""
-    opening = stream.opening
-    return StreamOpened(
-        stream=stream.stream_id, channel=opening.channel, topic=opening.topic,
-        targets=list(stream.gathering.sites), sealed=opening.sealed,
-    )  # fmt: skip
-
-
-def stream_ended(stream: OutgoingStream, rc: str) -> AuditEvent:
-    """A stream that this engine has opened is over."""
-    opening, gathering = stream.opening, stream.gathering
-    sites = {
-        name: {"code": str(site.rc), **{str(outcome): count for outcome, count in site.counts.items()}}
-        for name, site in gathering.sites.items()
-    }
-    return StreamEnded(
-        stream=stream.stream_id, opener=opening.opener, channel=opening.channel, topic=opening.topic, code=str(rc),
-        objects=gathering.objects, sites=sites,
-    )  # fmt: skip
-
-
 def stream_admitted(leg: ReceiverLeg, via: str) -> AuditEvent:
     """This engine takes a stream."""
     opening = leg.opening
     return StreamAdmitted(
         stream=opening.stream.hex(), opener=opening.opener, channel=opening.channel, topic=opening.topic, via=via,
         sealed=opening.sealed,
-    )  # fmt: skip
-
-
-def incoming_ended(stream: IncomingStream, site: str) -> AuditEvent:
-    """A stream is over that this engine has taken; or was refused once it was looked at."""
-    opening = stream.opening
-    if stream.refused is not None:
-        return _refused(opening, site, *stream.refused)
-    return StreamEnded(
-        stream=stream.stream_id, opener=opening.opener, channel=opening.channel, topic=opening.topic,
-        code=str(stream.rc or ReturnCode.TASK_ABORTED), objects=stream.consumed,
     )  # fmt: skip
 
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Final, cast
 import anyio
 import anyio.to_thread
 
-from .arguments import OWN
-from .errors import KitError, SecurityError
-from .observe import Audit, PolicyDecided, PolicyLoaded
-from .protocol.bodies import Opening
-from .protocol.surroundings import Refusal, Routing
-from .shareable import ReturnCode
+from ..arguments import OWN
+from ..errors import KitError, SecurityError
+from ..observe import Audit, PolicyDecided, PolicyLoaded
+from ..protocol.bodies import Opening
+from ..protocol.surroundings import Refusal, Routing
+from ..shareable import ReturnCode
 
 if TYPE_CHECKING:
-    from .options import PolicySource
-    from .security.policy import Decision, Policy
+    from ..options import PolicySource
+    from ..security.policy import Decision, Policy
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Authorization:
     """
 
     def __init__(self, source: PolicySource, site: str, role: Callable[[str], str], audit: Audit) -> None:
-        from .security.policy import Party, Policy
+        from ..security.policy import Party, Policy
 
         self._party = Party
         self._load = Policy.load

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .protocol.gather import Gathering, Outcome, SiteLedger
-from .shareable import ReturnCode
-from .streaming import SiteResult, StreamResult
+from ..protocol.gather import Gathering, Outcome, SiteLedger
+from ..shareable import ReturnCode
+from ..streaming import SiteResult, StreamResult
 
 
 def conclude(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import anyio
 
-from .protocol.gather import Flight
-from .protocol.opener import OpenerLeg
-from .shareable import Shareable
+from ..protocol.gather import Flight
+from ..protocol.opener import OpenerLeg
+from ..shareable import Shareable
 
 
 class Offer:

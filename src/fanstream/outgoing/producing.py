@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import anyio
 
-from .adapters import watches_replies
-from .arguments import check_timeout
-from .context import StreamContext
-from .outgoing import OutgoingStream
-from .shareable import Shareable
-from .streaming import ObjectProducer
+from ..adapters import watches_replies
+from ..arguments import check_timeout
+from ..context import StreamContext
+from ..shareable import Shareable
+from ..streaming import ObjectProducer
+from .stream import OutgoingStream
 
 _UNWAITED: Final = 256
 # Gathers judged in a row without waiting, after which the loop gets its turn: more than a usual window, so that it

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .arguments import OWN, WILDCARD
-from .streaming import ConsumerFactory
+from ..arguments import OWN, WILDCARD
+from ..streaming import ConsumerFactory
 
 
 @dataclass(frozen=True, slots=True)

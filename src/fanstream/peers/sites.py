@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import anyio
 
-from .link import Link
-from .protocol import bodies
+from ..link import Link
+from ..protocol import bodies
 
 
 class Sites:
