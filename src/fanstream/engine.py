@@ -483,7 +483,7 @@ class StreamEngine(StreamableEngine):
             TypeError, ValueError: an argument is not what it should be; nothing was sent.
             UnknownStreamError: the journal has no unfinished stream of the id *resume*.
             JournalError: how far a durable stream is cannot be written; it is aborted.
-            CodecError: ``stream_ctx`` or an object cannot be sent.
+            CodecError: ``stream_ctx`` or an object cannot be sent; or what an earlier life has kept cannot be decoded.
             SecurityError: *secure* cannot be had, or the policy denies the stream at one of the targets.
             ClosedError: the engine is not running.
             Exception: whatever the producer raised, as itself.

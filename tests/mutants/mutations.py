@@ -1574,6 +1574,20 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "outgoing/durable.py",
+        "                rc, reason, result = decode_end(self._host.codec, state.rc, state.reason, state.result)\n",
+        "                rc, reason, result = state.rc, state.reason, self._host.codec.decode_value(state.result)\n",
+        "an end that could not be decoded keeps a durable stream from being resumed",
+        _DURABLE,
+    ),
+    Mutation(
+        "outgoing/durable.py",
+        "            leg.sent = max(leg.sent, final)\n",
+        "            pass\n",
+        "a site hears another number of objects in one life than in the one before",
+        _DURABLE,
+    ),
+    Mutation(
+        "outgoing/durable.py",
         "        return self._final is not None and self.gathering.objects >= self._final\n",
         "        return False\n",
         "more is produced than sites were told of in an earlier life",

@@ -32,9 +32,11 @@ from fanstream import (
     StreamResult,
     make_reply,
 )
-from fanstream.errors import JournalError, SecurityError, UnknownStreamError
+from fanstream.errors import CodecError, JournalError, SecurityError, UnknownStreamError
 from fanstream.journal import Store
-from fanstream.testing import FaultyNetwork
+from fanstream.options import Limits
+from fanstream.protocol.frames import FrameType
+from fanstream.testing import FaultyNetwork, Frame
 from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
 from tests.held_writes import HeldWrites
 from tests.striking import Strike
@@ -114,6 +116,7 @@ class Lives:
         self.fed = fed
         self.network = network
         self.options = options
+        self.settings = SETTINGS
         self._folder = folder
         self._number = 0
         self._tasks: anyio.abc.TaskGroup
@@ -125,7 +128,7 @@ class Lives:
     @asynccontextmanager
     async def life(self, *, crash: bool = True) -> AsyncIterator[StreamEngine]:
         """Live until the block ends: a crash, of which nobody is told, or an end in good order."""
-        settings = SETTINGS.model_copy(update={"journal": self.path})
+        settings = self.settings.model_copy(update={"journal": self.path})
         over = anyio.Event()
         born: list[StreamEngine] = []
 
@@ -378,6 +381,38 @@ def bye(stream_ctx: StreamContext, fl_ctx: FLContext) -> str:
     return "bye"
 
 
+async def leave_at_once(n: int) -> Any:
+    reply = make_reply(ReturnCode.OK)
+    reply["n"] = n
+    return False, reply
+
+
+async def test_an_end_that_cannot_be_decoded_is_the_same_in_the_next_life(transport: str, tmp_path: Path) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers):
+        opener.settings = SETTINGS.model_copy(update={"limits": Limits(depth=4)})
+        for engine in opener.fed.sites.values():
+            engine.register_stream_processing("models", "weights", keepers[engine.name], stream_done_cb=deep)
+        keepers["site-1"].do = leave_at_once
+        ends = []
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(5))
+            await until(lambda: len(running.producer.judged) > 2, 60)
+            (stream,) = engine._outgoing
+            site = stream.gathering.sites["site-1"]
+            ends.append((site.rc, site.end_result, site.reason))
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            result = await opener.begin(engine, Seekable(5), left.stream_id).done()
+            ends += [(site.rc, site.end_result, site.reason) for site in result.sites.values()]
+        assert ends[0][:2] == ("EXECUTION_RESULT_ERROR", None)
+        assert "end_result cannot be decoded: value" in ends[0][2]
+        assert ends == ends[:1] * 3, "the site that ended in that life, and the one that ended in this"
+
+
+def deep(stream_ctx: StreamContext, fl_ctx: FLContext) -> list[Any]:
+    return [[[[[[]]]]]]
+
+
 @pytest.mark.parametrize("lost", ["all of the end", "what was judged"])
 async def test_an_end_that_was_not_settled_is_heard_again(transport: str, tmp_path: Path, lost: str) -> None:
     """The sites have ended, and wait for it to be known; the next life hears their replies and ends once more."""
@@ -420,11 +455,17 @@ async def test_an_end_that_was_not_settled_is_heard_again(transport: str, tmp_pa
 
 @asynccontextmanager
 async def ended_unheard(
-    folder: Path, transport: str, producer: Seekable, **options: Any
+    folder: Path, transport: str, producer: Seekable, *, arrive: int = 20, **options: Any
 ) -> AsyncIterator[tuple[Lives, dict[str, Keeper], str, anyio.Event]]:
-    """Have an opener die once it has ended its stream, while all its sites wait for an event before they say so."""
+    """Have an opener die once it has ended its stream, while all its sites wait for an event before they say so.
+
+    Of the objects, so many *arrive*; the others are lost on their way.
+    """
     async with lives(folder, transport, **options) as (opener, keepers):
         ending, going = [], anyio.Event()
+
+        def arriving(frame: Frame) -> list[Frame]:
+            return [] if frame.kind == FrameType.OBJECT and frame.seq >= arrive else [frame]
 
         async def wait(stream_ctx: StreamContext, fl_ctx: FLContext) -> str:
             ending.append(fl_ctx.get_identity_name())
@@ -434,8 +475,12 @@ async def ended_unheard(
         for engine in opener.fed.sites.values():
             engine.register_stream_processing("models", "weights", keepers[engine.name], stream_done_cb=wait)
         async with opener.life() as engine:
+            for name in SITES:
+                opener.network.link(name).down.rewrite = arriving
             running = opener.begin(engine, producer)
             await until(lambda: len(ending) == len(SITES), 60)
+        for name in SITES:
+            opener.network.link(name).down.rewrite = None
         yield opener, keepers, running.stream_id, going
 
 
@@ -457,13 +502,16 @@ async def test_an_opener_that_dies_as_it_ends_a_stream_comes_back_to_its_end(
         assert [keeper.seen for keeper in keepers.values()] == [[0, 1, 2]] * 2
 
 
-@pytest.mark.parametrize(("value", "rc"), [({"accuracy": 0.9}, "OK"), (False, "ERROR")], ids=["truthy", "falsy"])
+@pytest.mark.parametrize(
+    ("value", "rc", "arrive"), [({"accuracy": 0.9}, "OK", 20), (False, "ERROR", 3)], ids=["truthy", "falsy"]
+)
 async def test_the_value_that_ended_a_stream_outlives_its_opener(
-    transport: str, tmp_path: Path, value: Any, rc: str
+    transport: str, tmp_path: Path, value: Any, rc: str, arrive: int
 ) -> None:
+    """Of objects that are taken back before they arrive, the sites know from END alone."""
     first = Seekable(20, judge=lambda n, _replies: value if n == 2 else None)
     async with (
-        ended_unheard(tmp_path, transport, first, window=4) as (opener, keepers, stream, going),
+        ended_unheard(tmp_path, transport, first, arrive=arrive, window=4) as (opener, keepers, stream, going),
         opener.life(crash=False) as engine,
     ):
         running = opener.begin(engine, Seekable(20), stream)
@@ -644,21 +692,44 @@ async def test_an_abort_ends_it_for_good(transport: str, tmp_path: Path) -> None
 
 
 async def test_public_props_are_those_of_the_earlier_life(transport: str, tmp_path: Path) -> None:
+    """A life that cannot decode them does not go on without; the next one may."""
     async with lives(tmp_path, transport) as (opener, _keepers):
         for name, engine in opener.fed.sites.items():
-            engine.settings = engine.settings.model_copy(update={"public_props": {"where": name}})
+            engine.settings = engine.settings.model_copy(update={"public_props": {"where": [[[name]]]}})
         await crashed_after(opener, 3)
         seen: list[dict[str, Any]] = []
 
         def judge(_n: int, replies: dict[str, Shareable]) -> None:
             seen.append({site: reply.get_peer_props() for site, reply in replies.items()})
 
-        async with opener.life(crash=False) as engine:
+        opener.settings = SETTINGS.model_copy(update={"limits": Limits(depth=3)})
+        async with opener.life() as engine:
             (left,) = engine.unfinished_streams()
+            await refusal(engine, CodecError, "value.*deeper than 3", resume=left.stream_id)
+            assert engine.unfinished_streams() == [left]
+        opener.settings = SETTINGS
+        async with opener.life(crash=False) as engine:
+            assert engine.unfinished_streams() == [left]
             assert left.first > 0
             running = opener.begin(engine, Seekable(left.first + 1, judge=judge), left.stream_id)
             assert (await running.done()).complete
-        assert seen == [{name: {"where": name} for name in SITES}]
+        assert seen == [{name: {"where": [[[name]]]} for name in SITES}]
+
+
+async def test_public_props_that_are_too_large_for_the_journal_are_not_kept(transport: str, tmp_path: Path) -> None:
+    props = {"where": "here", "weights": np.zeros(1_000_000, np.uint8)}
+    async with lives(tmp_path, transport) as (opener, _keepers):
+        site = opener.fed.sites["site-1"]
+        site.settings = site.settings.model_copy(update={"public_props": props})
+        first = await crashed_after(opener, 3)
+        known = first.producer.replies[2]["site-1"].get_peer_props()
+        assert known is not None
+        assert known["where"] == "here"
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(left.first + 1), left.stream_id)
+            assert (await running.done()).complete
+            assert running.producer.replies[0]["site-1"].get_peer_props() == {}
 
 
 async def test_what_is_settled_is_on_the_disk_before_the_window_moves(

@@ -22,6 +22,7 @@ from ..protocol.opener import OpenerLeg
 from ..shareable import ReservedHeaderKey, Shareable
 from .ledger import Entry, Ledger, Left, Sites, SiteState, Verdict
 from .stream import Host, OutgoingStream
+from .unpacking import decode_end
 
 if TYPE_CHECKING:
     from ..options import StreamOptions
@@ -45,6 +46,9 @@ class DurableStream(OutgoingStream):
         take_up: makes its legs.
 
     The others are those of an outgoing stream.
+
+    Raises:
+        CodecError: what an earlier life has kept cannot be decoded here.
     """
 
     def __init__(
@@ -85,10 +89,12 @@ class DurableStream(OutgoingStream):
             self._settled = self._kept = left.settled
             self.opening = msgspec.structs.replace(left.opening, life=host.life, epoch=left.opening.epoch + 1)
             self.gathering.begin_at(left.settled)
+            decode = host.codec.decode_value
+            self._peer_props |= {name: decode(state.props) for name, state in left.sites.items() if state.props}
             if left.verdict is not None:
                 self._final = left.verdict.objects
                 if left.verdict.value:
-                    self.verdict = host.codec.decode_value(left.verdict.value)
+                    self.verdict = decode(left.verdict.value)
         else:
             self.opening = msgspec.structs.replace(self.opening, epoch=1)
         stream_ctx[StreamContextKey.STREAM_ID] = self.stream_id
@@ -124,17 +130,15 @@ class DurableStream(OutgoingStream):
 
     def _go_on(self, left: Left) -> None:
         self._told = left.sites
-        decode = self._host.codec.decode_value
         lives = {}
         for name, state in left.sites.items():
-            if state.props:
-                self._peer_props[name] = decode(state.props)
             if not state.standing:
                 lives[name] = state.life
                 continue
             self.gathering.leave(name, Standing[state.standing], state.rc, Outcome.NOT_SENT, state.reason)
             if state.ended:
-                self.gathering.end(name, state.rc, decode(state.result) if state.result else None, state.reason)
+                rc, reason, result = decode_end(self._host.codec, state.rc, state.reason, state.result)
+                self.gathering.end(name, rc, result, reason)
         for leg in self._take_up(self.opening, left.body, lives, left.settled, self):
             self._legs[leg.site] = leg
 
@@ -208,7 +212,8 @@ class DurableStream(OutgoingStream):
         before = self._told[name]
         props = before.props
         if not props and self._peer_props[name]:
-            props = self._host.codec.encode_value(self._peer_props[name])
+            with suppress(CodecError):  # they came with an array of their own, or the application has changed them
+                props = self._host.codec.encode_value(self._peer_props[name])
         site = self.gathering.sites[name]
         if before.standing or site.standing is Standing.ACTIVE:
             return msgspec.structs.replace(before, props=props)

@@ -103,10 +103,18 @@ class Unpacking:
 
     def _decoded(self, event: Ended, *, imports: bool) -> Ended:
         """Decode what came with the end of a site."""
-        rc, reason, result = event.rc, event.reason, None
-        if event.result:
-            try:
-                result = self._host.codec.decode_value(event.result, imports=imports)
-            except CodecError as exc:
-                rc, reason = ReturnCode.EXECUTION_RESULT_ERROR, f"end_result cannot be decoded: {exc}"
-        return Ended(event.leg, rc, reason, result)
+        return Ended(event.leg, *decode_end(self._host.codec, event.rc, event.reason, event.result, imports=imports))
+
+
+def decode_end(codec: Codec, rc: str, reason: str, result: bytes, *, imports: bool = True) -> tuple[str, str, Any]:
+    """Return the code, reason and ``end_result`` of a site that has ended with these, the last still encoded.
+
+    Raises:
+        NotAtOnceError: as from ``Codec.decode_value``.
+    """
+    if not result:
+        return rc, reason, None
+    try:
+        return rc, reason, codec.decode_value(result, imports=imports)
+    except CodecError as exc:
+        return ReturnCode.EXECUTION_RESULT_ERROR, f"end_result cannot be decoded: {exc}", None
