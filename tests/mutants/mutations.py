@@ -1581,6 +1581,20 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "outgoing/durable.py",
+        "        self._entry.forget(self._tell_abort)\n",
+        "        self._tell_abort()\n",
+        "what sites were told is aborted is resumed",
+        _DURABLE,
+    ),
+    Mutation(
+        "outgoing/durable.py",
+        "                if self._aborted:\n                    self._announce_abort()\n",
+        "",
+        "so is what was aborted while it was taken up again",
+        _DURABLE,
+    ),
+    Mutation(
+        "outgoing/durable.py",
         "            leg.sent = max(leg.sent, final)\n",
         "            pass\n",
         "a site hears another number of objects in one life than in the one before",

@@ -39,6 +39,7 @@ from fanstream.protocol.frames import FrameType
 from fanstream.testing import FaultyNetwork, Frame
 from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
 from tests.held_writes import HeldWrites
+from tests.simulation.disk import Threads
 from tests.striking import Strike
 
 pytestmark = [pytest.mark.anyio, on_memory]
@@ -686,6 +687,113 @@ async def test_an_abort_ends_it_for_good(transport: str, tmp_path: Path) -> None
             await until(lambda: all(keeper.rcs for keeper in keepers.values()), 60)
             assert engine._journal is not None
             await engine._journal.flush()
+        assert [keeper.rcs for keeper in keepers.values()] == [["TASK_ABORTED"]] * 2
+        async with opener.life() as engine:
+            assert engine.unfinished_streams() == []
+
+
+class Disk(Threads):
+    """Worker threads on virtual time, of which each call takes *seconds*."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(0)
+        self.seconds = seconds
+
+    def _while(self) -> float:
+        return self.seconds / 2
+
+
+@asynccontextmanager
+async def told_of_ends(
+    folder: Path, transport: str, disk: Disk
+) -> AsyncIterator[tuple[Lives, dict[str, Keeper], anyio.Event]]:
+    """Lives of an opener with such a disk, and an event: a site has been told that the stream is over."""
+    with disk.instead():
+        async with lives(folder, transport) as (opener, keepers):
+            told = anyio.Event()
+            for engine in opener.fed.sites.values():
+                keeper = keepers[engine.name]
+                engine.register_stream_processing(
+                    "models", "weights", keeper, stream_done_cb=lambda _stream, _context: told.set()
+                )
+            yield opener, keepers, told
+
+
+@pytest.mark.parametrize("how", ["signal", "exception"])
+async def test_an_abort_is_on_the_disk_before_its_sites_hear_of_it(transport: str, tmp_path: Path, how: str) -> None:
+    """So what sites were told to be aborted is never resumed."""
+
+    def judge(n: int, _replies: Any) -> None:
+        if n == 3 and how == "exception":
+            raise RuntimeError("enough")
+
+    async with told_of_ends(tmp_path, transport, Disk(0.02)) as (opener, keepers, told):
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(100, judge=judge))
+            await until(lambda: len(running.producer.judged) > 3, 60)
+            if how == "signal":
+                engine.run_abort_signal.trigger("enough")
+            await told.wait()
+        assert {*keepers["site-1"].rcs, *keepers["site-2"].rcs} == {"TASK_ABORTED"}
+        async with opener.life() as engine:
+            assert engine.unfinished_streams() == []
+
+
+async def test_an_opener_that_dies_between_the_disk_and_an_abort_leaves_its_sites_to_their_windows(
+    transport: str, tmp_path: Path
+) -> None:
+    async with told_of_ends(tmp_path, transport, Disk(0.02)) as (opener, keepers, _told):
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(100))
+            await until(lambda: len(running.producer.judged) > 2, 60)
+            engine.run_abort_signal.trigger("enough")
+            await until(lambda: not rows(opener.path), 60)
+            assert [keeper.rcs for keeper in keepers.values()] == [[], []]
+        async with opener.life() as engine:
+            assert engine.unfinished_streams() == []
+            await until(lambda: all(keeper.rcs for keeper in keepers.values()), 200)
+        assert [keeper.rcs for keeper in keepers.values()] == [["COMMUNICATION_ERROR"]] * 2
+
+
+def rows(path: Path) -> list[Any]:
+    """What the streams are that an engine has opened, by what is on its disk."""
+    copy = path.with_name("copy")
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+    with closing(sqlite3.connect(copy)) as connection:
+        return connection.execute("SELECT id FROM outgoing").fetchall()
+
+
+async def test_an_abort_waits_for_a_slow_disk_for_a_moment_only(transport: str, tmp_path: Path) -> None:
+    disk = Disk(0.02)
+    async with told_of_ends(tmp_path, transport, disk) as (opener, keepers, told):
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(100))
+            await until(lambda: len(running.producer.judged) > 2, 60)
+            await anyio.sleep(0.1)
+            disk.seconds = 30
+            began = anyio.current_time()
+            engine.run_abort_signal.trigger("enough")
+            await told.wait()
+            assert anyio.current_time() - began == pytest.approx(0.1 + 2 * 0.005, abs=0.001)
+        disk.seconds = 0.02
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            result = await opener.begin(engine, Seekable(left.first + 1), left.stream_id).done()
+            assert result.outcomes == {"lost": 2}
+        assert [keeper.rcs for keeper in keepers.values()] == [["TASK_ABORTED"]] * 2
+
+
+async def test_so_is_an_abort_while_the_stream_is_taken_up_again(transport: str, tmp_path: Path) -> None:
+    async with told_of_ends(tmp_path, transport, Disk(0.02)) as (opener, keepers, told):
+        await crashed_after(opener, 3)
+        async with opener.life() as engine:
+            (left,) = engine.unfinished_streams()
+            running = opener.begin(engine, Seekable(100), left.stream_id)
+            await anyio.sleep(0.001)
+            engine.run_abort_signal.trigger("enough")
+            await told.wait()
+            assert running.producer.sought == []
         assert [keeper.rcs for keeper in keepers.values()] == [["TASK_ABORTED"]] * 2
         async with opener.life() as engine:
             assert engine.unfinished_streams() == []

@@ -74,12 +74,11 @@ async def _acknowledge_at_once(record: Record) -> None:
             await record._wakeup.wait()
 
 
-def _settle_at_once(entry: Entry, step: Callable[[Any], object], *, settles: bool = False) -> None:
+def _settle_at_once(entry: Entry, step: Callable[[Any], object], after: Callable[[], object] = lambda: None) -> None:
     """Stand in for asking for a step: say that it was made, ahead of the disk."""
     Record.ask(entry, step)
-    entry._settling.append(False)
-    if settles:
-        entry.on_settled()
+    entry._after.append(lambda: None)
+    after()
 
 
 @pytest.mark.parametrize("name", [SERVER, "site-1"])

@@ -14,6 +14,7 @@ import msgspec
 from ..abort import AbortSignal
 from ..codec import Encoded
 from ..context import FLContext, StreamContext, StreamContextKey
+from ..deadlines import Deadline
 from ..errors import CodecError, JournalError
 from ..protocol.bodies import Opening
 from ..protocol.events import Ended, ReplyArrived, StreamEvent
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..options import StreamOptions
 
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
+_LONGEST_ABORT: Final = 0.1  # seconds that an abort waits for the disk: whoever aborts is in a hurry
 
 TakeUp = Callable[[Opening, bytes, Mapping[str, bytes], int, object], Sequence[OpenerLeg]]
 """Makes the legs of a stream that an earlier life has left: ``Connections.take_up``."""
@@ -84,6 +86,7 @@ class DurableStream(OutgoingStream):
         self._ends: dict[str, tuple[int, Ended]] = {}  # how sites have ended, and after how many replies
         self._over: dict[str, OpenerLeg] = {}  # legs whose sites wait to hear that their last word is known
         self._early: dict[str, deque[ReplyArrived | Ended]] = {}  # what a site said to objects not produced again yet
+        self._abort_due: Deadline | None = None  # when sites hear of an abort that is not on the disk by then
         self._final: int | None = None  # how many objects there are, once an earlier life has said so
         if left is not None:
             self._settled = self._kept = left.settled
@@ -111,17 +114,17 @@ class DurableStream(OutgoingStream):
             return
         if self._left is not None:
             self._entry = self._ledger.resume(msgspec.structs.replace(self.opening, targets=self._left.opening.targets))
-            self._entry.on_settled = self._on_settled
             try:
                 await self._entry.written()
             finally:  # where it is not to go on after all, its sites have to hear of the abort
                 self._go_on(self._left)
+                if self._aborted:
+                    self._announce_abort()
             return
         names = list(self.gathering.sites)
         links = await self._host.reach(names, self._options.connect_grace)
         self._told = {name: SiteState(links[name].session.life(name) if name in links else b"") for name in names}
         self._entry = self._ledger.begin(msgspec.structs.replace(self.opening, targets=names), body, self._told)
-        self._entry.on_settled = self._on_settled
         await self._entry.written()
         self._say_open(await self._host.reach(names, 0.0), dict.fromkeys(names, body))
         self._news_of_sites = True  # some may be out of reach
@@ -187,7 +190,7 @@ class DurableStream(OutgoingStream):
 
     def _settle(self) -> None:
         """Have written down how far the stream is, unless that is nothing new."""
-        if self._entry is None:
+        if self._entry is None or self._entry.forgotten:
             return
         settled = self.gathering.settled
         sites = self._sites(settled) if self._news_of_sites else None
@@ -200,7 +203,7 @@ class DurableStream(OutgoingStream):
         self._settled = settled
         self.in_flight += 1
         self._asked.append((settled, ended))
-        self._entry.settle(settled, sites)
+        self._entry.settle(settled, sites, self._on_settled)
 
     def _sites(self, settled: int) -> Sites | None:
         """Say what the ledger is to know of the sites once *settled* objects are; None if that is nothing new."""
@@ -340,12 +343,30 @@ class DurableStream(OutgoingStream):
         for leg in self._legs.values():
             leg.sent = max(leg.sent, final)
 
+    def _announce_abort(self) -> None:
+        """Tell the sites of an abort once the ledger has forgotten the stream, so that no life resumes it then."""
+        if self._entry is None:
+            self._say_abort()
+            return
+        self._unended = set(self._legs)
+        if self._abort_due is None:
+            self._abort_due = self._host.deadlines.at(self._time() + _LONGEST_ABORT, self._tell_abort)
+        self._entry.forget(self._tell_abort)
+
+    def _tell_abort(self, now: float = 0.0) -> None:
+        """An abort is on the disk, or has waited for it long enough."""
+        due, self._abort_due = self._abort_due, None
+        if due is not None:
+            self._host.deadlines.cancel(due)
+            self._say_abort()
+
     def _end_without(self, name: str, leg: OpenerLeg, *, withdraw: bool) -> None:
         leg.settled = None  # nobody waits for its end any more
         super()._end_without(name, leg, withdraw=withdraw)
 
     def forget(self) -> None:
         """Leave nothing behind, here or in the ledger."""
+        self._tell_abort()
         super().forget()
         self._early.clear()
         over, self._over = self._over, {}

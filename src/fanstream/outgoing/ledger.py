@@ -62,6 +62,10 @@ _decode_sites: Final = msgspec.msgpack.Decoder(Sites).decode
 _decode_verdict: Final = msgspec.msgpack.Decoder(Verdict | None).decode
 
 
+def _nothing() -> None:
+    """Nobody waits for a step."""
+
+
 @dataclass(frozen=True, slots=True)
 class Left:
     """A durable stream as an earlier life of its opener has left it.
@@ -176,46 +180,43 @@ class Ledger:
 class Entry(Record):
     """One durable stream in the ledger; used by that stream's task alone.
 
-    Attributes:
-        on_settled: called once for each ``settle``, in order, when it is on the disk, or could not be written.
+    What is given along with a step is called, in order, when that is on the disk, or could not be written.
     """
 
     def __init__(self, journal: Journal, number: int, face: Face) -> None:
         super().__init__(journal, number, face)
-        self._settling: deque[bool] = deque()  # of each step asked for: whether it is a ``settle``
-        self.on_settled: Callable[[], object] = lambda: None
+        self._after: deque[Callable[[], object]] = deque()  # of each step asked for
 
-    def ask(self, step: Callable[[Store], object], *, settles: bool = False) -> None:
+    def ask(self, step: Callable[[Store], object], after: Callable[[], object] = _nothing) -> None:
         """Have a step made soon."""
-        self._settling.append(settles)
+        self._after.append(after)
         super().ask(step)
 
     def settled(self) -> None:
         """Hear that a step was made, or failed."""
         super().settled()
-        if self._settling.popleft():
-            self.on_settled()
+        self._after.popleft()()
 
-    def settle(self, objects: int, sites: Sites | None) -> None:
+    def settle(self, objects: int, sites: Sites | None, after: Callable[[], object]) -> None:
         """Note how many objects are settled, and what has become of the sites, unless that is None."""
         if sites is None:
             row: tuple[object, ...] = (objects, self.number)
-            self.ask(lambda store: store.execute("UPDATE outgoing SET settled = ? WHERE id = ?", row), settles=True)
+            self.ask(lambda store: store.execute("UPDATE outgoing SET settled = ? WHERE id = ?", row), after)
         else:
             row = (objects, check(_encode(sites)), self.number)
             statement = "UPDATE outgoing SET settled = ?, sites = ? WHERE id = ?"
-            self.ask(lambda store: store.execute(statement, row), settles=True)
+            self.ask(lambda store: store.execute(statement, row), after)
 
     def end(self, verdict: Verdict) -> None:
         """Note that the opener ends the stream, and how."""
         row = (check(_encode(verdict)), self.number)
         self.ask(lambda store: store.execute("UPDATE outgoing SET verdict = ? WHERE id = ?", row))
 
-    def forget(self) -> None:
-        """Drop the stream: it has ended."""
+    def forget(self, after: Callable[[], object] = _nothing) -> None:
+        """Drop the stream: it has ended. What was asked for already is not asked for again."""
         if not self.forgotten:
             self.forgotten = True
-            self.ask(lambda store: store.execute("DELETE FROM outgoing WHERE id = ?", (self.number,)))
+            self.ask(lambda store: store.execute("DELETE FROM outgoing WHERE id = ?", (self.number,)), after)
 
     async def written(self) -> None:
         """Return once all that was asked for is on the disk.

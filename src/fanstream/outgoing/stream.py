@@ -115,6 +115,7 @@ class OutgoingStream:
         self._ending = False
         self._aborted = False
         self._rc_of_abort: str | None = None
+        self._reason_of_abort = ""
         self._stalls: dict[str, Deadline] = {}
         self._dues = Dues(host.deadlines, self.gathering, self._pacing, self._expire, self._lose_patience)
         self._held = Held()
@@ -149,12 +150,12 @@ class OutgoingStream:
 
     @property
     def aborted(self) -> bool:
-        """Whether an ABORT was sent."""
+        """Whether it was aborted."""
         return self._aborted
 
     @property
     def abort_code(self) -> str:
-        """The code of the ABORT that was sent, if any."""
+        """With which code, if it was."""
         return self._rc_of_abort or ""
 
     def wakeup(self) -> Wakeup:
@@ -527,14 +528,23 @@ class OutgoingStream:
         self.gathering.end(name, rc, None, reason)
 
     def abort(self, rc: str, reason: str) -> None:
-        """Send ABORT to every site, now; never waits."""
+        """Abort the stream, here now; never waits."""
         if self._aborted:
             return
         self._aborted = True
         self._rc_of_abort = rc
+        self._reason_of_abort = reason
+        self._announce_abort()
+
+    def _announce_abort(self) -> None:
+        self._say_abort()
+
+    def _say_abort(self) -> None:
+        """Send ABORT to every site, now."""
+        assert self._rc_of_abort is not None
         self._unended = {name for name, leg in self._legs.items() if leg.attached and not leg.ended}
         for leg in self._legs.values():
-            self._abort_leg(leg, rc, reason)
+            self._abort_leg(leg, self._rc_of_abort, self._reason_of_abort)
         self._changed.set()
 
     def _abort_leg(self, leg: OpenerLeg, rc: str, reason: str) -> None:
