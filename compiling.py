@@ -21,6 +21,7 @@ MODULES: Final = (
     "codec/codec",
     "codec/decode",
     "codec/encode",
+    "codec/payloads",
     "codec/scan",
     "codec/tags",
     "deadlines",

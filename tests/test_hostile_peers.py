@@ -137,7 +137,7 @@ async def test_a_body_of_open_that_cannot_be_read_ends_its_stream_alone(transpor
         async with RawPeer.dial(address(fed)) as peer:
             await peer.greet()
             opened, one = Forger().stream(*small(1))
-            known, _rest = bodies.split_opening(memoryview(opened.body), max_routing=4096, max_body=4096)
+            known, _rest = bodies.split_opening(opened.body, max_routing=4096, max_body=4096)
             peer.send(opened._replace(body=bodies.join_opening(known, b"\xc1\xc1")), one)
             ended = await peer.receive(T.ENDED)
             assert bodies.decode(bodies.Ending, ended.body).rc == ReturnCode.BAD_REQUEST_DATA

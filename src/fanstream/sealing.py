@@ -163,7 +163,7 @@ class _Unsealing:
 
     def head(self) -> None:
         """Open the head: long where the first span is."""
-        self._envelope = self._opening.head()
+        self._envelope = bytes(self._opening.head())
 
     def prepare(self) -> CodecError | None:
         """Make room for what the head describes; return why there is none."""

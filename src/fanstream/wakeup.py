@@ -55,24 +55,20 @@ class _FutureWakeup:
         self._set = False
 
     def set(self) -> None:
-        future = self._future
-        if future is None:
+        if not self._set:
             self._set = True
-        elif not future.done():
-            future.set_result(None)
+            future = self._future
+            if future is not None and not future.done():
+                future.set_result(None)
 
     async def wait(self) -> None:
-        if self._set:
-            self._set = False
-            return
-        future = self._future = self._loop.create_future()
-        try:
-            await future
-        except asyncio.CancelledError:
-            self._set = future.done() and not future.cancelled()
-            raise
-        finally:
-            self._future = None
+        if not self._set:
+            future = self._future = self._loop.create_future()
+            try:
+                await future
+            finally:
+                self._future = None
+        self._set = False
 
 
 class _EventWakeup:

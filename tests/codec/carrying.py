@@ -20,10 +20,8 @@ CODEC = Codec()
 
 
 def receive(encoded: Encoded, codec: Codec = CODEC) -> Shareable:
-    """Receive an encoded object; the envelope lies in memory that is overwritten at once, as a link's is."""
-    stage = bytearray(encoded.envelope)
-    decoding = codec.begin(memoryview(stage), encoded.sizes)
-    stage[:] = b"\xff" * len(stage)
+    """Receive an encoded object."""
+    decoding = codec.begin(encoded.envelope, encoded.sizes)
     assert [len(view) for view in decoding.destinations] == list(encoded.sizes)
     for destination, source in zip(decoding.destinations, encoded.buffers, strict=True):
         assert not destination.readonly

@@ -56,13 +56,13 @@ def test_headers_and_data_travel_together(header: Any, item: Any) -> None:
 @given(values())
 def test_a_value_travels_alone(value: Any) -> None:
     assert same(CODEC.decode_value(CODEC.encode_value(value)), value)
-    assert same(APART.decode_value(memoryview(bytearray(APART.encode_value(value)))), value)
+    assert same(APART.decode_value(APART.encode_value(value)), value)
 
 
 def test_an_empty_shareable_is_an_empty_envelope() -> None:
     for empty in (Shareable(), {}, {"__headers__": None}):
         assert CODEC.encode(empty).envelope == b""
-    for envelope in (b"", memoryview(b""), raw(0, {}, {}), raw(1, {}, {})):
+    for envelope in (b"", raw(0, {}, {}), raw(1, {}, {})):
         received = CODEC.begin(envelope, ()).finish()
         assert received == Shareable()
         assert received.get_return_code() == ReturnCode.OK
@@ -209,10 +209,8 @@ def test_a_destination_outlives_its_object() -> None:
         assert bytes(view) == b"\5" * len(view)
 
 
-def test_encoded_is_immutable_and_shows_no_content() -> None:
+def test_payloads_show_no_content() -> None:
     encoded = CODEC.encode({"secret": "hunter2", "big": bytes(5000)})
-    with pytest.raises(AttributeError):
-        encoded.total = 0  # type: ignore[misc]
     assert repr(encoded) == f"<Encoded envelope={len(encoded.envelope)} buffers=1 total=5000>"
     assert repr(CODEC.begin(encoded.envelope, encoded.sizes)) == "<Decoding destinations=1>"
 

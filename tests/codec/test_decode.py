@@ -99,9 +99,8 @@ def test_malformed_nodes_are_refused_by_their_path(node: Any, message: str) -> N
     ],
 )
 def test_malformed_envelopes_are_refused(envelope: bytes) -> None:
-    for spelling in (envelope, memoryview(bytearray(envelope))):
-        with pytest.raises(CodecError):
-            CODEC.begin(spelling, ())
+    with pytest.raises(CodecError):
+        CODEC.begin(envelope, ())
     with pytest.raises(CodecError):
         CODEC.begin(envelope, (5000,))
 

@@ -74,8 +74,8 @@ class _Frames:
     def limit(self, kind: int) -> int:
         return 2 * KIB if kind % 2 else 100 * KIB  # beyond the reader's stage too
 
-    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview) -> None:
-        self.taken.append((kind, flags, target, alias, seq, attempt, bytes(body)))
+    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: bytes) -> None:
+        self.taken.append((kind, flags, target, alias, seq, attempt, body))
 
     def chunk(self, alias: int, seq: int, buffer: int, offset: int, size: int, target: int) -> memoryview | None:
         if alias % 2:
@@ -338,7 +338,7 @@ def control(data: bytes) -> None:
 def open_body(data: bytes) -> None:
     """The two parts of OPEN, and the value that comes with it."""
     with suppress(RemoteProtocolError, CodecError):
-        _opening, rest = bodies.split_opening(memoryview(data), max_routing=KIB, max_body=4 * KIB)
+        _opening, rest = bodies.split_opening(data, max_routing=KIB, max_body=4 * KIB)
         CODEC.decode_value(rest)
 
 

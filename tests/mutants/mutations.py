@@ -648,7 +648,7 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "codec/codec.py",
-        "                if _encode(parts) != raw:\n",
+        "                if _encode(parts) != envelope:\n",
         "                if False:\n",
         "a flat envelope need not be in its shortest form",
         ("codec/test_decode.py", "codec/test_codec.py"),

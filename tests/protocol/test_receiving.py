@@ -25,8 +25,8 @@ class Recorder:
     def limit(self, kind: int) -> int:
         return LIMIT
 
-    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview) -> None:
-        self.calls.append((kind, flags, target, alias, seq, attempt, bytes(body)))
+    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: bytes) -> None:
+        self.calls.append((kind, flags, target, alias, seq, attempt, body))
 
     def chunk(self, alias: int, seq: int, buffer: int, offset: int, size: int, target: int) -> memoryview | None:
         self.calls.append(("chunk", alias, seq, buffer, offset, size, target))

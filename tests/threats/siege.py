@@ -147,9 +147,9 @@ def opening(**fields: Any) -> Callable[[Forger], Bytes]:
 
     def make(forger: Forger) -> Bytes:
         (frame,) = forger.stream()
-        known, rest = bodies.split_opening(memoryview(frame.body), max_routing=4096, max_body=4096)
+        known, rest = bodies.split_opening(frame.body, max_routing=4096, max_body=4096)
         changed = msgspec.structs.replace(known, **fields)
-        return [frame._replace(body=bodies.join_opening(changed, bytes(rest)))]
+        return [frame._replace(body=bodies.join_opening(changed, rest))]
 
     return make
 

@@ -64,11 +64,11 @@ class Carrier:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    def decode(self, envelope: bytes | memoryview, *, imports: bool = False) -> Ciphertext:
+    def decode(self, envelope: bytes, *, imports: bool = False) -> Ciphertext:
         """Take an object that has no buffers."""
-        return Ciphertext(bytes(envelope))
+        return Ciphertext(envelope)
 
-    def begin(self, envelope: bytes | memoryview, sizes: Sequence[int], *, imports: bool = False) -> Landing:
+    def begin(self, envelope: bytes, sizes: Sequence[int], *, imports: bool = False) -> Landing:
         """Allocate what an object is to be received into.
 
         Raises:
@@ -77,10 +77,10 @@ class Carrier:
         if len(sizes) != 1:
             raise CodecError(f"a sealed object with {len(sizes)} buffers, expected 1")
         try:
-            return Landing(bytes(envelope), (self._memory.take(sizes[0]),))
+            return Landing(envelope, (self._memory.take(sizes[0]),))
         except MemoryError as exc:
             raise CodecError(f"no memory for a sealed object of {sizes[0]} bytes") from exc
 
-    def land(self, envelope: bytes | memoryview, sizes: Sequence[int] = ()) -> Landing:
+    def land(self, envelope: bytes, sizes: Sequence[int] = ()) -> Landing:
         """Take an object, with buffers or without; raises as :meth:`begin` does."""
-        return self.begin(envelope, sizes) if sizes else Landing(bytes(envelope))
+        return self.begin(envelope, sizes) if sizes else Landing(envelope)

@@ -33,13 +33,13 @@ _FLAT_LIMIT: Final = FREE_BUDGET // 2
 # An envelope up to here is decoded without being counted first: it costs at most some 2 MB and 2 ms, whatever it holds.
 _UNCOUNTED: Final = 16 * 1024
 
-_encode: Final = msgspec.msgpack.Encoder().encode
+_encode: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
 _decode: Final[Callable[[bytes], Any]] = msgspec.msgpack.Decoder().decode
 _decode_flat: Final = msgspec.msgpack.Decoder(tuple[int, dict[str, Any], dict[str, Any]]).decode
 
 
 _EMPTY: Final = Encoded(b"")
-_PLAIN_OK: Final = _encode((tags.FLAT, {_RC: _OK}, {}))
+_PLAIN_OK: Final[bytes] = _encode((tags.FLAT, {_RC: _OK}, {}))
 
 
 class Codec:
@@ -129,9 +129,7 @@ class Codec:
             refuse(exc, "encoded", name)
         return result
 
-    def decode_value(
-        self, data: bytes | memoryview, *, limit: int | None = None, name: str = "value", imports: bool = True
-    ) -> Any:
+    def decode_value(self, data: bytes, *, limit: int | None = None, name: str = "value", imports: bool = True) -> Any:
         """Decode what :meth:`encode_value` made.
 
         Args:
@@ -151,7 +149,7 @@ class Codec:
         except REFUSALS as exc:
             refuse(exc, "decoded", name)
 
-    def decode(self, envelope: bytes | memoryview, *, imports: bool = True) -> Shareable:
+    def decode(self, envelope: bytes, *, imports: bool = True) -> Shareable:
         """Decode an object that has no buffers.
 
         Args:
@@ -161,24 +159,23 @@ class Codec:
         Raises:
             UnknownTypeError, CodecError, NotAtOnceError: as in :meth:`begin`.
         """
-        raw = envelope.tobytes() if type(envelope) is memoryview else bytes(envelope)
-        if raw == _PLAIN_OK:  # most replies
+        if envelope == _PLAIN_OK:  # most replies
             return make_shareable({_RC: _OK}, {})
-        size = len(raw)
-        if size <= self._uncounted and size > 1 and raw[1] == tags.FLAT:
+        size = len(envelope)
+        if size <= self._uncounted and size > 1 and envelope[1] == tags.FLAT:
             try:
-                parts = _decode_flat(raw)
+                parts = _decode_flat(envelope)
                 _, headers, data = parts
                 _check_flat(headers)
                 _check_flat(data)
-                if _encode(parts) != raw:
+                if _encode(parts) != envelope:
                     raise Fault(_NOT_SHORTEST)
                 return make_shareable(headers, data)
             except REFUSALS as exc:
                 refuse(exc, "decoded")
-        return self.begin(raw, (), imports=imports).finish()
+        return self.begin(envelope, (), imports=imports).finish()
 
-    def begin(self, envelope: bytes | memoryview, sizes: Sequence[int], *, imports: bool = True) -> Decoding:
+    def begin(self, envelope: bytes, sizes: Sequence[int], *, imports: bool = True) -> Decoding:
         """Check what was announced, and allocate the memory that it is to be received into.
 
         Args:
@@ -204,7 +201,7 @@ class Codec:
             refuse(exc, "decoded")
         return Decoding(destinations, reader.slow, None, (reader, headers, data))
 
-    def land(self, envelope: bytes | memoryview, sizes: Sequence[int] = ()) -> Undecoded:
+    def land(self, envelope: bytes, sizes: Sequence[int] = ()) -> Undecoded:
         """Receive an object as it is: its envelope is long, or needs a library that is not loaded.
 
         Args:
@@ -219,9 +216,9 @@ class Codec:
             destinations = [take(size) if size >= SMALLEST else memoryview(bytearray(size)) for size in sizes]
         except MemoryError as exc:
             raise chained(CodecError(f"no memory for an object of {sum(sizes)} bytes"), exc)
-        return Undecoded(tuple(destinations), bytes(envelope), self)
+        return Undecoded(tuple(destinations), envelope, self)
 
-    def decode_landed(self, envelope: bytes | memoryview, buffers: Sequence[memoryview]) -> Shareable:
+    def decode_landed(self, envelope: bytes, buffers: Sequence[memoryview]) -> Shareable:
         """Decode an object whose buffers are there; in any thread, and importing what it needs.
 
         Raises:
@@ -264,9 +261,7 @@ class Codec:
         buffers = tuple(writer.buffers)
         return Encoded(envelope, buffers, tuple(map(len, buffers)), writer.total)
 
-    def _read(
-        self, envelope: bytes | memoryview, sizes: Sequence[int], imports: bool
-    ) -> tuple[Reader, Any, Any, Shareable | None]:
+    def _read(self, envelope: bytes, sizes: Sequence[int], imports: bool) -> tuple[Reader, Any, Any, Shareable | None]:
         """Check everything, in a first walk; without buffers that makes the value."""
         limits = self._limits
         sizes = _check_sizes(sizes, len(envelope), limits)
@@ -287,17 +282,16 @@ class Codec:
         value = reader.object(headers, data)
         return reader, headers, data, None if sizes else value
 
-    def _tree(self, data: bytes | memoryview, limit: int) -> Any:
+    def _tree(self, data: bytes, limit: int) -> Any:
         """Decode msgpack, refusing what is too much before anything is built of it."""
         if len(data) > limit:
             raise Fault(f"the envelope is {len(data)} bytes, limit {limit}")
-        raw = bytes(data)
-        if len(raw) > self._uncounted:
-            count_nodes(raw, self._limits.nodes)
-        tree = _decode(raw)
+        if len(data) > self._uncounted:
+            count_nodes(data, self._limits.nodes)
+        tree = _decode(data)
         # A map with equal keys has lost one of them and is shorter now. That everything else has one spelling too keeps
         # two receivers from reading one envelope in two ways.
-        if _encode(tree) != raw:
+        if _encode(tree) != data:
             raise Fault(_NOT_SHORTEST)
         return tree
 

@@ -1,13 +1,8 @@
-"""What an object is on its way: encoded once for all who are sent it, and whatever is being received.
-
-Apart from ``codec.py``, for a Struct of msgspec cannot be compiled.
-"""
+"""What an object is on its way: encoded once for all who are sent it, and whatever is being received."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from ..errors import CodecError
 from ..shareable import Shareable
@@ -18,7 +13,7 @@ if TYPE_CHECKING:
     from .codec import Codec
 
 
-class Encoded(msgspec.Struct, frozen=True, eq=False):
+class Encoded:
     """An object ready to be sent to any number of sites.
 
     Attributes:
@@ -29,17 +24,22 @@ class Encoded(msgspec.Struct, frozen=True, eq=False):
         total: the bytes of all buffers.
     """
 
-    envelope: bytes
-    buffers: tuple[memoryview, ...] = ()
-    sizes: tuple[int, ...] = ()
-    total: int = 0
+    __slots__ = ("buffers", "envelope", "sizes", "total")
+
+    def __init__(
+        self, envelope: bytes, buffers: tuple[memoryview, ...] = (), sizes: tuple[int, ...] = (), total: int = 0
+    ) -> None:
+        self.envelope = envelope
+        self.buffers = buffers
+        self.sizes = sizes
+        self.total = total
 
     def __repr__(self) -> str:
         # T24 of the threat list: no content in reprs, for reprs end up in logs.
         return f"<Encoded envelope={len(self.envelope)} buffers={len(self.buffers)} total={self.total}>"
 
 
-class Decoding(msgspec.Struct, eq=False):
+class Decoding:
     """One object that is being received.
 
     Attributes:
@@ -48,10 +48,19 @@ class Decoding(msgspec.Struct, eq=False):
         slow: ``finish`` may take long, so a worker thread is to call it.
     """
 
-    destinations: tuple[memoryview, ...] = ()
-    slow: bool = False
-    _value: Shareable | None = None
-    _tree: tuple[Reader, Any, Any] | None = None
+    __slots__ = ("_tree", "_value", "destinations", "slow")
+
+    def __init__(
+        self,
+        destinations: tuple[memoryview, ...],
+        slow: bool,
+        value: Shareable | None,
+        tree: tuple[Reader, Any, Any] | None = None,
+    ) -> None:
+        self.destinations = destinations
+        self.slow = slow
+        self._value = value
+        self._tree = tree
 
     def finish(self) -> Shareable:
         """Make the object, once every destination has been filled; nothing large is copied.
@@ -87,7 +96,7 @@ class Decoding(msgspec.Struct, eq=False):
         return f"<Decoding destinations={len(self.destinations)}>"
 
 
-class Undecoded(msgspec.Struct, eq=False):
+class Undecoded:
     """One object that is being received, and is decoded once it is whole, by a worker thread; see ``Codec.land``.
 
     Attributes:
@@ -95,10 +104,13 @@ class Undecoded(msgspec.Struct, eq=False):
         slow: as that of a ``Decoding``.
     """
 
-    destinations: tuple[memoryview, ...]
-    _envelope: bytes
-    _codec: Codec
-    slow: bool = True
+    __slots__ = ("_codec", "_envelope", "destinations", "slow")
+
+    def __init__(self, destinations: tuple[memoryview, ...], envelope: bytes, codec: Codec) -> None:
+        self.destinations = destinations
+        self.slow = True
+        self._envelope = envelope
+        self._codec = codec
 
     def finish(self) -> Shareable:
         """Make the object; buffers that become arrays are not copied.

@@ -136,7 +136,7 @@ def encode(body: msgspec.Struct) -> bytes:
     return _encode(body)
 
 
-def decode(kind: type[_T], data: memoryview | bytes) -> _T:
+def decode(kind: type[_T], data: bytes) -> _T:
     """Decode a control body.
 
     Raises:
@@ -154,7 +154,7 @@ def join_opening(opening: Opening, body: bytes) -> bytes:
     return U32.pack(len(routing)) + routing + body
 
 
-def split_opening(data: memoryview, *, max_routing: int, max_body: int) -> tuple[Opening, memoryview]:
+def split_opening(data: bytes, *, max_routing: int, max_body: int) -> tuple[Opening, bytes]:
     """Take OPEN's two parts apart.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..arguments import OWN
+from ..codec.payloads import Encoded
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..shareable import ReturnCode
 from . import bodies
@@ -18,7 +19,7 @@ from .receiver import ReceiverLeg
 from .receiving import FrameReader
 from .relay import RelayLeg
 from .relay import join as join_relays
-from .sending import Buffer, Outbound, Payload, Scheduler
+from .sending import Buffer, Outbound, Scheduler
 from .session import Session
 from .surroundings import Refusal, Routing, Surroundings
 
@@ -248,7 +249,7 @@ class LinkCore:
         return alias
 
     def restore(
-        self, opening: bodies.Opening, answered: int, acked: int, replies: dict[int, tuple[Payload, int]], ending: bytes
+        self, opening: bodies.Opening, answered: int, acked: int, replies: dict[int, tuple[Encoded, int]], ending: bytes
     ) -> ReceiverLeg:
         """Make this site's end of a stream as an earlier life has left it, suspended until its opener resumes it.
 
@@ -335,7 +336,7 @@ class LinkCore:
             return self.session.limit_before_greeting(kind, self._limits)
         return self._limit_of.get(kind, self._limits.control)
 
-    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview) -> None:
+    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: bytes) -> None:
         """Take one whole frame."""
         leg = self.legs.get(alias)
         if leg is not None:
@@ -423,7 +424,7 @@ class LinkCore:
             raise RemoteProtocolError(f"{frame} names stream {alias}: not a new one of its side's numbering")
         self._last_opened = alias
 
-    def _on_open(self, alias: int, target: int, body: memoryview) -> None:
+    def _on_open(self, alias: int, target: int, body: bytes) -> None:
         self._take_alias(alias, "OPEN")
         limits = self._limits
         opening, rest = bodies.split_opening(body, max_routing=limits.routing, max_body=limits.opening)
@@ -445,11 +446,11 @@ class LinkCore:
             self._equip(leg)
             self._take_in(alias, leg)
             self.keeper.opened(leg)
-            self.events.append(Opened(leg, bytes(rest)))
+            self.events.append(Opened(leg, rest))
         else:
             self._forward(alias, target, opening, where, FrameType.OPEN, 0, body)
 
-    def _on_resume(self, alias: int, target: int, seq: int, body: memoryview) -> None:
+    def _on_resume(self, alias: int, target: int, seq: int, body: bytes) -> None:
         """An opener wants to go on with a stream whose way was broken."""
         self._take_alias(alias, "RESUME")
         resumption = bodies.decode(bodies.Resumption, body)
@@ -535,7 +536,7 @@ class LinkCore:
         onward: LinkCore,
         kind: FrameType,
         seq: int,
-        body: memoryview,
+        body: bytes,
     ) -> None:
         """Make a route from here to another link, and send on the frame that asked for it."""
         pool = self._shared.relays
@@ -546,7 +547,7 @@ class LinkCore:
         join_relays(near, far)
         self._take_in(alias, near)
         onward.legs[far_alias] = far
-        onward.scheduler.control(pack(kind, far_alias, seq, body=bytes(body), flags=Flag.CRITICAL, target=target))
+        onward.scheduler.control(pack(kind, far_alias, seq, body=body, flags=Flag.CRITICAL, target=target))
         self.events.append(Forwarded(routing, site))
         near.widen(self._limits.relay_window)
         far.widen(self._limits.relay_window)

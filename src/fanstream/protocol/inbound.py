@@ -33,9 +33,9 @@ class Decoding(Protocol):
 class Decoder(Protocol):
     """What turns envelopes into objects, and says where their buffers are to land (``codec.Codec``)."""
 
-    def decode(self, envelope: memoryview | bytes, *, imports: bool) -> Any: ...
-    def begin(self, envelope: memoryview | bytes, sizes: Sequence[int], *, imports: bool) -> Decoding: ...
-    def land(self, envelope: memoryview | bytes, sizes: Sequence[int]) -> Decoding: ...
+    def decode(self, envelope: bytes, *, imports: bool) -> Any: ...
+    def begin(self, envelope: bytes, sizes: Sequence[int], *, imports: bool) -> Decoding: ...
+    def land(self, envelope: bytes, sizes: Sequence[int]) -> Decoding: ...
 
 
 class Decoders(Decoder, Protocol):
@@ -166,7 +166,7 @@ class Inbound:
         self.acked = 0
         """How many of this side's replies the peer has said to have."""
 
-    def payload(self, seq: int, flags: int, body: memoryview) -> None:
+    def payload(self, seq: int, flags: int, body: bytes) -> None:
         """Take the head of the next object or reply; its number is ``expected``, which the caller has checked.
 
         Raises:
@@ -268,12 +268,12 @@ class Inbound:
                 self._charge(size)
             self._prepare(arrival, envelope)
         else:
-            arrival.envelope = bytes(envelope)
+            arrival.envelope = envelope
             self._unreserved.append(arrival)
             if self._budget.request(self, size):
                 self._let_in()
 
-    def _take_as_it_is(self, envelope: memoryview) -> Any:
+    def _take_as_it_is(self, envelope: bytes) -> Any:
         """Take an object without buffers that is not decoded here."""
         landed = self._decoder.land(envelope, ())
         return landed if landed.slow else landed.finish()
@@ -324,11 +324,11 @@ class Inbound:
     def _grant(self, arrival: Arrival) -> None:
         self._scheduler.control(pack(FrameType.GRANT, self._alias, arrival.seq, target=self._target))
 
-    def _prepare(self, arrival: Arrival, envelope: memoryview | bytes) -> None:
+    def _prepare(self, arrival: Arrival, envelope: bytes) -> None:
         self._by_seq[arrival.seq] = arrival
         self._decode(arrival, envelope)
 
-    def _decode(self, arrival: Arrival, envelope: memoryview | bytes) -> None:
+    def _decode(self, arrival: Arrival, envelope: bytes) -> None:
         decoder, sizes = self._decoder, arrival.sizes
         try:
             if len(envelope) <= DECODED_AT_ONCE:

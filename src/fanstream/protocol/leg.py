@@ -32,7 +32,7 @@ OPEN: Final = LegState.OPEN
 CLOSED: Final = LegState.CLOSED
 """Looking a member of an Enum up takes longer than all that is done with it for one object."""
 
-Handler = Callable[[Any, int, int, memoryview], None]
+Handler = Callable[[Any, int, int, bytes], None]
 """Takes a frame's flags, seq and body."""
 
 Transitions = dict[LegState, dict[int, Handler]]
@@ -102,14 +102,14 @@ class Leg:
         inward = self.inbound.progress
         return None if inward is None else (self.outbound.progress, inward, self._core.landing(self.alias))
 
-    def _on_grant(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_grant(self, flags: int, seq: int, body: bytes) -> None:
         if not self.outbound.grant(seq):
             self._core.stray += 1
 
-    def _discard(self, flags: int, seq: int, body: memoryview) -> None:
+    def _discard(self, flags: int, seq: int, body: bytes) -> None:
         """Drop what was on its way when the stream was ended."""
 
-    def _on_credit(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_credit(self, flags: int, seq: int, body: bytes) -> None:
         self.outbound.add_credit(seq)
 
     @property
@@ -136,10 +136,10 @@ class Leg:
         self._close()
         return Lost(self, reason) if waited else None  # type: ignore[arg-type]  # both kinds of leg may be lost
 
-    def _on_lost(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_lost(self, flags: int, seq: int, body: bytes) -> None:
         self.lost(bodies.decode(bodies.Cause, body).reason)
 
-    def _on_suspended(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_suspended(self, flags: int, seq: int, body: bytes) -> None:
         if self.site == self._core.peer:
             raise RemoteProtocolError(f"SUSPENDED from {self.site}, which is the other end itself")
         self.lost(bodies.decode(bodies.Cause, body).reason, for_good=False)

@@ -12,9 +12,9 @@ from .events import Ended, EndingBegun, Lost, Refused, ReplyArrived, Resumed
 from .frames import SMALL_OBJECT, Flag, FrameType, pack
 from .inbound import UNASKED_COST
 from .leg import OPEN, Handler, Leg, LegState
-from .sending import Payload
 
 if TYPE_CHECKING:
+    from ..codec.payloads import Encoded
     from .core import LinkCore
 
 _FINAL: Final = int(Flag.FINAL)
@@ -91,7 +91,7 @@ class OpenerLeg(Leg):
         """Whether the site has said that the stream ended there; replies may still be on their way."""
         return self._ended is not None
 
-    def send(self, seq: int, payload: Payload, timeout_ms: int, *, final: bool = False) -> None:
+    def send(self, seq: int, payload: Encoded, timeout_ms: int, *, final: bool = False) -> None:
         """Send the next object, or one once more."""
         if seq >= self.sent:
             if self.state is not OPEN:
@@ -122,7 +122,7 @@ class OpenerLeg(Leg):
         acked = inbound.whole if self.settled is None else self.settled
         self.outbound.send(seq, payload, flags=flags, timeout_ms=timeout_ms, acked=acked, ahead=ahead)
 
-    def send_again(self, resumed: Resumed, seq: int, payload: Payload, timeout_ms: int, *, final: bool = False) -> None:
+    def send_again(self, resumed: Resumed, seq: int, payload: Encoded, timeout_ms: int, *, final: bool = False) -> None:
         """Send an object once more, or the rest of it, after the way was broken.
 
         Raises:
@@ -185,7 +185,7 @@ class OpenerLeg(Leg):
         if self.aborted:
             self._say_abort()
 
-    def _on_resumed(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_resumed(self, flags: int, seq: int, body: bytes) -> None:
         at = bodies.decode(bodies.Position, body)
         if self.aborted:
             self.resuming = False
@@ -213,7 +213,7 @@ class OpenerLeg(Leg):
             self._control(FrameType.END, seq=self.sent, flags=self._end, body=self._word)
         self._core.events.append(Resumed(self, seq, buffer, offset))
 
-    def _on_not_resumed(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_not_resumed(self, flags: int, seq: int, body: bytes) -> None:
         cause = bodies.decode(bodies.Cause, body)
         unheard = not self.inbound.expected and self._ended is None
         if cause.rc == ReturnCode.COMMUNICATION_ERROR:  # a hub knows no way yet
@@ -265,7 +265,7 @@ class OpenerLeg(Leg):
         else:
             self._close()
 
-    def _on_reply(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_reply(self, flags: int, seq: int, body: bytes) -> None:
         if self.aborted:
             return
         if seq < self.inbound.expected:
@@ -280,7 +280,7 @@ class OpenerLeg(Leg):
         while self._ahead and self._ahead[0][0] <= seq:
             self._ahead_bytes -= self._ahead.popleft()[1]
 
-    def _on_allow(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_allow(self, flags: int, seq: int, body: bytes) -> None:
         self._allowance = max(self._allowance, seq)
 
     def deliver(self, seq: int, flags: int, value: Any, size: int) -> None:
@@ -291,10 +291,10 @@ class OpenerLeg(Leg):
         if self._ended is not None:
             self._try_end()
 
-    def _on_ending(self, flags: int, seq: int, body: memoryview) -> None:
-        self._core.events.append(EndingBegun(self, bytes(body)))
+    def _on_ending(self, flags: int, seq: int, body: bytes) -> None:
+        self._core.events.append(EndingBegun(self, body))
 
-    def _on_ended(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_ended(self, flags: int, seq: int, body: bytes) -> None:
         # ENDED travels ahead of replies that wait for credit; its number says how many of them there are.
         if seq > self.sent and not self.aborted:  # who aborts may not have heard what an earlier life has sent
             raise RemoteProtocolError(f"ENDED after {seq} replies from {self.site}: {self.sent} objects were sent")
@@ -325,7 +325,7 @@ class OpenerLeg(Leg):
             self._control(FrameType.DONE)
         self._close()
 
-    def _on_refused(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_refused(self, flags: int, seq: int, body: bytes) -> None:
         cause = bodies.decode(bodies.Cause, body)
         if self.over:
             return

@@ -15,9 +15,9 @@ from .events import Aborted, EndAnnounced, Lost, ObjectArrived, Resumed
 from .frames import SMALL_OBJECT, Flag, FrameType
 from .inbound import UNASKED_COST, UNCHARGED
 from .leg import CLOSED, Leg, LegState
-from .sending import Payload
 
 if TYPE_CHECKING:
+    from ..codec.payloads import Encoded
     from .core import LinkCore
 
 _FINAL: Final = int(Flag.FINAL)
@@ -36,7 +36,7 @@ class ReceiverLeg(Leg):
     def __init__(self, core: LinkCore, alias: int, opening: bodies.Opening, target: int) -> None:
         super().__init__(core, alias, opening, target, opening.opener)
         self._backlog = opening.backlog
-        self._cache: dict[int, tuple[Payload, int]] = {}
+        self._cache: dict[int, tuple[Encoded, int]] = {}
         self._oldest = 0  # no reply before it is in the cache
         self.answered = 0
         self._unreleased: deque[int] = deque()  # numbers of objects passed on that hold room
@@ -47,7 +47,7 @@ class ReceiverLeg(Leg):
         self.final: int | None = None
         """How many objects the stream has; None until the opener has said so."""
 
-    def restore(self, answered: int, acked: int, replies: dict[int, tuple[Payload, int]], ending: bytes) -> None:
+    def restore(self, answered: int, acked: int, replies: dict[int, tuple[Encoded, int]], ending: bytes) -> None:
         """Become what a leg was in an earlier life of this engine: without a link, and perhaps at its end.
 
         Args:
@@ -95,7 +95,7 @@ class ReceiverLeg(Leg):
         if self._ending:
             raise LocalProtocolError(f"{type(self).__name__} {self.alias} has said its end")
 
-    def reply(self, seq: int, payload: Payload, *, final: bool = False) -> None:
+    def reply(self, seq: int, payload: Encoded, *, final: bool = False) -> None:
         """Answer the next object; *final* says that this site wants no more of them."""
         if self._ending or self.state is CLOSED:
             self._require_unended()
@@ -234,7 +234,7 @@ class ReceiverLeg(Leg):
         self._control(FrameType.REFUSED, flags=_FINAL, body=bodies.encode(cause))
         self._close()
 
-    def _on_object(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_object(self, flags: int, seq: int, body: bytes) -> None:
         inbound = self.inbound
         if seq != inbound.expected:
             if seq > inbound.expected:
@@ -278,7 +278,7 @@ class ReceiverLeg(Leg):
             self._unreleased.append(seq)
         self._core.events.append(ObjectArrived(self, seq, value, size, flags & _FINAL != 0))
 
-    def _on_end(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_end(self, flags: int, seq: int, body: bytes) -> None:
         if seq < self.inbound.expected or (self.final is not None and seq != self.final):
             raise RemoteProtocolError(
                 f"END after {seq} objects from {self.opener}, which has sent {self.inbound.expected}"
@@ -293,9 +293,9 @@ class ReceiverLeg(Leg):
             self.inbound.clear()
         if self.said_end:
             return
-        self._core.events.append(EndAnnounced(self, seq, withdraw, bytes(body)))
+        self._core.events.append(EndAnnounced(self, seq, withdraw, body))
 
-    def _on_abort(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_abort(self, flags: int, seq: int, body: bytes) -> None:
         cause = bodies.decode(bodies.Cause, body)
         if self.said_end:
             self._close()
@@ -308,7 +308,7 @@ class ReceiverLeg(Leg):
         rc = cause.rc or ReturnCode.TASK_ABORTED
         self._core.events.append(Aborted(self, rc, cause.who, cause.reason, cause.word))
 
-    def _on_done(self, flags: int, seq: int, body: memoryview) -> None:
+    def _on_done(self, flags: int, seq: int, body: bytes) -> None:
         if not self.said_end:
             raise RemoteProtocolError(f"DONE from {self.opener} before the stream has ended here")
         self._close()

@@ -24,8 +24,8 @@ class FrameSink(Protocol):
     def limit(self, kind: int) -> int:
         """Return the largest body, in bytes, of a frame of this type (CHUNK: its data alone)."""
 
-    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: memoryview) -> None:
-        """Take one whole frame. *body* is valid only during the call."""
+    def frame(self, kind: int, flags: int, target: int, alias: int, seq: int, attempt: int, body: bytes) -> None:
+        """Take one whole frame."""
 
     def chunk(self, alias: int, seq: int, buffer: int, offset: int, size: int, target: int) -> memoryview | None:
         """Say where a CHUNK's *size* bytes are to land; None to discard them."""
@@ -122,7 +122,7 @@ class FrameReader:
         self._pending = ()
         if body is not None:
             kind, flags, target, alias, seq, attempt = pending
-            self._sink.frame(kind, flags, target, alias, seq, attempt, body)
+            self._sink.frame(kind, flags, target, alias, seq, attempt, body.tobytes())
         elif not self._discard:
             self._sink.chunk_done(*pending)
 
@@ -158,7 +158,7 @@ class FrameReader:
                     position = have
                 break
             self.frames += 1
-            sink.frame(kind, flags, target, alias, seq, attempt, view[start:end])
+            sink.frame(kind, flags, target, alias, seq, attempt, view[start:end].tobytes())
             position = end
         rest = have - position
         if rest and position:

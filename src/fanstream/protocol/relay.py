@@ -141,10 +141,10 @@ class RelayLeg:
 
     # What its own link receives.
 
-    handlers: ClassVar[dict[int, Callable[[Any, int, int, memoryview], None]]] = {}
+    handlers: ClassVar[dict[int, Callable[[Any, int, int, bytes], None]]] = {}
     """As a leg's: what becomes of each type of frame."""
 
-    def frame(self, kind: int, flags: int, seq: int, body: memoryview) -> None:
+    def frame(self, kind: int, flags: int, seq: int, body: bytes) -> None:
         """Forward one frame, or use it here if it concerns this hop alone.
 
         Raises:
@@ -163,12 +163,12 @@ class RelayLeg:
             if kind == FrameType.REPLY:
                 self._answered = True
             header = HEADER.pack(size, kind, flags, other._target, other.alias, seq, 0, 0)
-            other._enqueue(_Held(header, bytes(body), size, None))
+            other._enqueue(_Held(header, body, size, None))
         elif kind == FrameType.RESUME and self.site == self.opening.opener:
             # Passed on, it would cost the site its link.
             raise RemoteProtocolError(f"RESUME of a stream that {self.site} has under way")
         elif kind in _FORWARDED or (kind == FrameType.REFUSED and not flags & Flag.FINAL):
-            other._control(kind, flags, seq, bytes(body))
+            other._control(kind, flags, seq, body)
             if kind == FrameType.ABORT:
                 if not (other._answered or other._aborted):
                     self._core.count_reset(self.opening.opener)
@@ -180,7 +180,7 @@ class RelayLeg:
                 self._ended = True
                 self._close_if_through()
         else:  # last words
-            other._control(kind, flags, seq, bytes(body))
+            other._control(kind, flags, seq, body)
             other._close()
             self._close()
 
@@ -321,7 +321,7 @@ class RelayLeg:
         self._pool.give(self._window - FIRST_WINDOW)
 
 
-def _takes(kind: int) -> Callable[[RelayLeg, int, int, memoryview], None]:
+def _takes(kind: int) -> Callable[[RelayLeg, int, int, bytes], None]:
     return lambda leg, flags, seq, body: leg.frame(kind, flags, seq, body)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Final, Protocol
 
+from ..codec.payloads import Encoded
 from ..errors import RemoteProtocolError
 from .frames import CHUNK as CHUNK_HEAD
 from .frames import CHUNK_HEADER, HEADER_SIZE, PAYLOAD_HEADER, PAYLOAD_SIZE, SMALL_OBJECT, Flag, FrameType, pack
@@ -22,19 +23,6 @@ _MOST_ANSWERS: Final = 256 * 1024  # bytes that a peer may ask for without readi
 _SMALLEST_CHUNK: Final = 16 * 1024  # below it, headers and system calls cost more than the data
 _CHUNK_TIME: Final = 0.05  # seconds that a chunk may occupy the link, so long does a control frame wait for it
 _SAMPLE_TIME: Final = 0.02  # seconds of output between two looks at the rate; shorter ones see the kernel's buffer fill
-
-
-class Payload(Protocol):
-    """An encoded object, shared by all the links that send it (``codec.Encoded``)."""
-
-    @property
-    def envelope(self) -> bytes: ...
-    @property
-    def buffers(self) -> Sequence[memoryview]: ...
-    @property
-    def sizes(self) -> Sequence[int]: ...
-    @property
-    def total(self) -> int: ...
 
 
 class Turn(Protocol):
@@ -198,7 +186,7 @@ class _Transfer:
 
     __slots__ = ("buffer", "buffers", "offset", "seq", "total")
 
-    def __init__(self, seq: int, payload: Payload) -> None:
+    def __init__(self, seq: int, payload: Encoded) -> None:
         self.seq = seq
         self.buffers = payload.buffers
         self.total = payload.total
@@ -244,7 +232,7 @@ class Outbound:
         self.joined = False
 
     def send(
-        self, seq: int, payload: Payload, *, flags: int = 0, timeout_ms: int = 0, acked: int = 0, ahead: bool = False
+        self, seq: int, payload: Encoded, *, flags: int = 0, timeout_ms: int = 0, acked: int = 0, ahead: bool = False
     ) -> None:
         """Queue one object or reply; *ahead* says that the receiver has room for it without being asked."""
         envelope = payload.envelope
@@ -275,7 +263,7 @@ class Outbound:
             else:
                 self._ungranted[seq] = transfer
 
-    def go_on(self, seq: int, payload: Payload, buffer: int, offset: int) -> None:
+    def go_on(self, seq: int, payload: Encoded, buffer: int, offset: int) -> None:
         """Queue the rest of an object or reply of which the other end has all before a byte of one of its buffers.
 
         Raises:

@@ -60,7 +60,7 @@ class Session:
             and with it what took the HELLO, where that peer is not trusted any more.
     """
 
-    TRANSITIONS: ClassVar[dict[tuple[SessionState, int], Callable[[Session, memoryview], None]]] = {}
+    TRANSITIONS: ClassVar[dict[tuple[SessionState, int], Callable[[Session, bytes], None]]] = {}
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Session:
         """Ask for a sign of life."""
         self._scheduler.control(_PING)
 
-    def frame(self, kind: int, body: memoryview) -> None:
+    def frame(self, kind: int, body: bytes) -> None:
         """Take one frame that concerns no stream.
 
         Raises:
@@ -162,7 +162,7 @@ class Session:
             raise RemoteProtocolError(f"frame of type {kind} while the link is {self.state.name}")
         handler(self, body)
 
-    def _on_hello(self, body: memoryview) -> None:
+    def _on_hello(self, body: bytes) -> None:
         hello = bodies.decode(bodies.Hello, body)
         if hello.magic != MAGIC:
             raise RemoteProtocolError(f"HELLO with magic {hello.magic[:_SHOWN]!r}, expected {MAGIC!r}")
@@ -188,13 +188,13 @@ class Session:
         self._admitted = self._dialler
         self._events.append(Greeted(hello))
 
-    def _on_ping(self, body: memoryview) -> None:
+    def _on_ping(self, body: bytes) -> None:
         self._scheduler.pong()
 
-    def _on_pong(self, body: memoryview) -> None:
+    def _on_pong(self, body: bytes) -> None:
         """Nothing: any byte is life."""
 
-    def _on_presence(self, body: memoryview) -> None:
+    def _on_presence(self, body: bytes) -> None:
         presence = bodies.decode(bodies.Presence, body)
         for name in (*presence.joined, *presence.left):
             if SITE_NAME.match(name) is None:
@@ -206,7 +206,7 @@ class Session:
         self._lives.update(zip(presence.joined, presence.lives, strict=False))
         self._events.append(PresenceChanged(presence))
 
-    def _on_goaway(self, body: memoryview) -> None:
+    def _on_goaway(self, body: bytes) -> None:
         goodbye = bodies.decode(bodies.Goodbye, body)
         self.farewell = True
         if goodbye.code != "bye":
