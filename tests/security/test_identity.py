@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import anyio
@@ -29,6 +31,15 @@ from .forging import authority, forge, install
 from .intruding import break_in, client, goodbye, hello, opening
 
 pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(params=["asyncio", "aiofastnet"], autouse=True)
+def tls_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does TLS: asyncio's transports, and aiofastnet where it is installed."""
+    if request.param == "asyncio":
+        monkeypatch.setitem(sys.modules, "aiofastnet", None)
+    elif find_spec("aiofastnet") is None:
+        pytest.skip("aiofastnet is not installed")
 
 
 @asynccontextmanager
