@@ -103,10 +103,10 @@ COLLIDING = [key * MODULUS for key in range(9, 3000)]  # all beyond 64 bits, all
 def test_a_flood_of_equal_hashes_is_cut_short(node: list[Any]) -> None:
     for envelope in (raw(1, {}, {"a": node}), raw(1, {"a": node}, {})):
         assert len(envelope) < 256 * 1024
-        start = time.perf_counter()
+        start = time.thread_time()
         with pytest.raises(CodecError, match=r"have a hash that another has too"):
             CODEC.begin(envelope, ())
-        assert time.perf_counter() - start < 0.25
+        assert time.thread_time() - start < 0.25
     with pytest.raises(CodecError, match=r"have a hash that another has too"):
         CODEC.decode_value(msgspec.msgpack.encode(node))
 
