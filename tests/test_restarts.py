@@ -114,9 +114,9 @@ class Lives:
         return len(self.keeper.seen) >= count
 
     def crash(self) -> None:
+        """Cut the link; what is on the disk at this moment is the next life's."""
         before = self.path
         self._number += 1
-        """Cut the link; what is on the disk at this moment is the next life's."""
         for file in before.parent.glob(before.name + "*"):
             shutil.copy(file, str(file).replace(before.name, self.path.name))
         self._network.refused.add("site-1")
@@ -239,11 +239,11 @@ async def test_an_end_that_was_lost_is_said_again(transport: str, tmp_path: Path
 async def test_a_stream_without_a_further_object_is_finalized_by_the_next_life(transport: str, tmp_path: Path) -> None:
     async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
         producer = Numbers(1, timeout=300)
-        judged = anyio.Event()
+        judged, go_on = anyio.Event(), anyio.Event()
 
         async def judge(_n: int, _replies: Any) -> None:
             judged.set()
-            await anyio.sleep(20)
+            await go_on.wait()
 
         producer.judge = judge
         stream = Stream(fed, producer)
@@ -251,6 +251,9 @@ async def test_a_stream_without_a_further_object_is_finalized_by_the_next_life(t
             tg.start_soon(stream.run)
             await judged.wait()
         async with site.life():
+            # Whatever ends the stream from now on, there is something to finalize.
+            await until(lambda: site.keeper.log == ["get_consumer"], 20)
+            go_on.set()
             result = await stream.done()
             assert result.complete
             assert site.keeper.log == ["get_consumer", "finalize", "done_cb"]

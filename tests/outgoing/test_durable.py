@@ -378,6 +378,37 @@ async def test_a_site_that_finished_takes_no_more_part_and_its_end_is_kept(trans
         assert (keepers["site-1"].seen, keepers["site-2"].seen) == ([0, 1, 2], list(range(9)))
 
 
+async def test_a_site_that_finished_is_asked_again_for_replies_that_were_not_settled(
+    transport: str, tmp_path: Path
+) -> None:
+    async with lives(tmp_path, transport, window=4) as (opener, keepers):
+        gone = anyio.Event()
+
+        async def leave(n: int) -> Any:
+            reply = make_reply(ReturnCode.OK)
+            reply["n"] = n
+            return (n < 2, reply)
+
+        async def judge(n: int, _replies: Any) -> None:
+            await (gone.wait() if n == 0 else anyio.sleep_forever())
+
+        keepers["site-1"].do = leave
+        async with opener.life() as engine:
+            running = opener.begin(engine, Seekable(6, judge=judge))
+            await until(lambda: any(one.gathering.sites["site-1"].ended for one in engine._outgoing), 60)
+            gone.set()
+            await until(lambda: running.producer.judged == [0, 1], 60)
+            assert engine._journal is not None
+            await engine._journal.flush()
+        async with opener.life(crash=False) as engine:
+            (left,) = engine.unfinished_streams()
+            assert left.first == 1
+            result = await opener.begin(engine, Seekable(6), left.stream_id).done()
+        assert result.sites["site-1"].outcomes == {"replied": 2, "not_sent": 3}
+        assert result.sites["site-2"].outcomes == {"replied": 5}
+        assert (keepers["site-1"].seen, keepers["site-2"].seen) == ([0, 1, 2], list(range(6)))
+
+
 def bye(stream_ctx: StreamContext, fl_ctx: FLContext) -> str:
     return "bye"
 

@@ -129,6 +129,8 @@ class Verdict:
             # that crashes may not have written down that a site was out of reach.
             unknown = script.registered != 0.0 or any(one.dead and not one.log for one in books)
             unknown = unknown or (self.actors.resumed and not any(one.log for one in books))
+            # Nor that it had dropped one, which was told at once.
+            unknown = unknown or (self.actors.resumed and "TASK_ABORTED" in {one.rc for one in books})
             if not faulted or (self.goes_on and not unknown):
                 self.claim("lost" not in site.outcomes, f"{name} was lost, but no link was: {site}")
             if script.registered == 0.0 and not faulted:
