@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from fanstream.codec import Codec
 from fanstream.errors import CodecError, UnknownTypeError
@@ -16,7 +16,6 @@ from .carrying import CODEC, arrays, carry_one, dtypes, raw, same
 APART = Codec(Limits(inline=0))
 
 
-@settings(deadline=None)
 @given(arrays())
 def test_arrays_of_every_dtype_and_order(array: np.ndarray[Any, Any]) -> None:
     for codec in (CODEC, APART):
@@ -27,7 +26,6 @@ def test_arrays_of_every_dtype_and_order(array: np.ndarray[Any, Any]) -> None:
         assert not np.shares_memory(received, array)
 
 
-@settings(deadline=None)
 @given(dtypes())
 def test_the_smallest_arrays_of_every_dtype(dtype: np.dtype[Any]) -> None:
     for shape in ((), (0,), (1,), (3, 0, 2)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fanstream.codec import Codec, Encoded
@@ -32,7 +32,6 @@ def test_importing_the_codec_imports_no_tensor_library() -> None:
 # -- what arrives is what was sent -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.dictionaries(names(), values(), max_size=4))
 def test_every_object_arrives_as_it_was_sent(data: dict[str, Any]) -> None:
     for codec in (CODEC, APART):
@@ -42,7 +41,6 @@ def test_every_object_arrives_as_it_was_sent(data: dict[str, Any]) -> None:
         assert same(dict(received), data)
 
 
-@settings(deadline=None)
 @given(values(), values())
 def test_headers_and_data_travel_together(header: Any, item: Any) -> None:
     sent = Shareable({"item": item})
@@ -52,7 +50,6 @@ def test_headers_and_data_travel_together(header: Any, item: Any) -> None:
     assert same(received["item"], item)
 
 
-@settings(deadline=None)
 @given(values())
 def test_a_value_travels_alone(value: Any) -> None:
     assert same(CODEC.decode_value(CODEC.encode_value(value)), value)
@@ -331,7 +328,6 @@ def test_nodes() -> None:
         codec.begin(CODEC.encode({"value": [300] * 94}).envelope, ())
 
 
-@settings(deadline=None)
 @given(st.dictionaries(names(), values(), max_size=3))
 def test_both_sides_count_alike(data: dict[str, Any]) -> None:
     data |= {"tree": [1]}

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fanstream.codec import Codec
@@ -83,7 +83,6 @@ def test_every_truncation_and_every_tail_is_an_error(value: Any) -> None:
         APART.begin(encoded.envelope, (*encoded.sizes, 1))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.integers(1, 200), max_size=3))
 def test_any_bytes(data: bytes, sizes: list[int]) -> None:
     for envelope in (data, b"\x93\0\x80" + data, b"\x93\1\x80\x81\xa1a" + data):
@@ -108,14 +107,12 @@ PLAIN = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(PLAIN, st.lists(st.integers(1, 16), max_size=2))
 def test_well_formed_nonsense(node: Any, sizes: list[int]) -> None:
     attempt(CODEC, msgspec.msgpack.encode((1, {}, {"a": node})), tuple(sizes))
     attempt(CODEC, msgspec.msgpack.encode(node), tuple(sizes))
 
 
-@settings(deadline=None)
 @given(arrays() | values(), st.randoms(use_true_random=False))
 def test_objects_with_random_damage(value: Any, random: Any) -> None:
     encoded = APART.encode({"a": [value]})

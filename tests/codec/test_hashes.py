@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fanstream.codec.faults import Fault
@@ -17,7 +17,6 @@ MODULUS = sys.hash_info.modulus
 COLLIDING = [key * MODULUS for key in range(9, 3000)]  # all beyond 64 bits, all with hash 0
 
 
-@settings(deadline=None)
 @given(st.lists(hashables()))
 def test_honest_members_pass(members: list[Any]) -> None:
     check_spread(set(members))

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fanstream.codec.faults import Fault
@@ -28,7 +28,6 @@ def count(value: Any) -> int:
     return 1
 
 
-@settings(deadline=None)
 @given(PLAIN)
 def test_it_counts_every_value(value: Any) -> None:
     nodes = count(value)
@@ -45,7 +44,6 @@ def test_every_width_of_a_length(length: int) -> None:
         assert count_nodes(msgspec.msgpack.encode([value, 1]), 200_000) == 2 + count(value)
 
 
-@settings(deadline=None)
 @given(PLAIN, st.data())
 def test_truncated_data_are_noticed(value: Any, data: st.DataObject) -> None:
     encoded = msgspec.msgpack.encode([value, None])

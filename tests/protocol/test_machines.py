@@ -611,5 +611,5 @@ TestTwoCores = TwoCores.TestCase
 TestThroughHub = ThroughHub.TestCase
 TestLending = Lending.TestCase
 TestTwoCores.settings = TestThroughHub.settings = TestLending.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES, stateful_step_count=60, suppress_health_check=list(HealthCheck)
 )

@@ -206,5 +206,5 @@ class OutlivingThroughHub(Outliving):
 TestTwoOutliving = TwoOutliving.TestCase
 TestOutlivingThroughHub = OutlivingThroughHub.TestCase
 TestTwoOutliving.settings = TestOutlivingThroughHub.settings = settings(
-    max_examples=EXAMPLES, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES, stateful_step_count=60, suppress_health_check=list(HealthCheck)
 )

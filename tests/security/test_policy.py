@@ -291,7 +291,7 @@ def allowed(policy: Policy, question: Any) -> tuple[bool, bool, bool]:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(bodies, max_size=5), st.integers(0, 5), bodies, questions)
 def test_another_denial_never_allows_more(rules: list[Any], place: int, denial: Any, asked: list[Any]) -> None:
     before, after = build(rules), build([*rules[:place], ("deny", *denial[1:]), *rules[place:]])
@@ -301,7 +301,7 @@ def test_another_denial_never_allows_more(rules: list[Any], place: int, denial: 
         assert all(old or not new for old, new in zip(allowed(before, question), allowed(after, question), strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(bodies, max_size=5), st.integers(0, 5), questions)
 def test_the_beginning_of_a_policy_never_allows_more_than_the_whole(
     rules: list[Any], cut: int, asked: list[Any]
@@ -322,7 +322,7 @@ def test_what_no_rule_allows_is_denied(asked: list[Any]) -> None:
         assert allowed(only_denials, question) == (False, False, False)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(bodies, max_size=5), questions)
 def test_what_is_allowed_on_a_topic_is_something_between_the_two(rules: list[Any], asked: list[Any]) -> None:
     policy = build(rules)

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fanstream import Shareable, StreamEngine
@@ -123,7 +123,6 @@ def test_what_a_stranger_says_is_not_said_back_at_length(frame: Frame) -> None:
     assert len(answer_to(frame.pack())) < 400
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=400))
 def test_whatever_a_stranger_says(data: bytes) -> None:
     for said in (data, HEADER.pack(len(data), FrameType.HELLO, Flag.CRITICAL, 0, 0, 0, 0, 0) + data):
