@@ -1,8 +1,9 @@
-"""What every test may use: the two backends, and the gate before tests that need torch."""
+"""What every test may use: the two backends, a free port, and the gate before tests that need torch."""
 
 from __future__ import annotations
 
 import gc
+import socket
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,6 +28,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Run a test marked `anyio` on both backends, with the options that each is started with."""
     backend: tuple[str, dict[str, Any]] = request.param
     return backend
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of loopback for a listener whose port has to be known before; tests that run meanwhile do not get it.
+
+    A connection that its listener's side ended first keeps the port in TIME_WAIT: who asks for any is given another,
+    and who names it has it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        listener.accept()[0].close()
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def pytest_collection_finish() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,11 +29,9 @@ name = "site-2"
 
 
 @pytest.fixture
-def kits(tmp_path: Path) -> Path:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        plan = tmp_path / "federation.toml"
-        plan.write_text(PLAN.format(port=free.getsockname()[1]))
+def kits(tmp_path: Path, free_port: int) -> Path:
+    plan = tmp_path / "federation.toml"
+    plan.write_text(PLAN.format(port=free_port))
     return Federation.make(Plan.read(plan), tmp_path / "out").kits
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,11 +35,9 @@ def steps(port: int) -> Iterator[Block]:
                 assert token.info in ("", "console")
 
 
-def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int) -> None:
     monkeypatch.chdir(tmp_path)
-    with socket.create_server(("", 0)) as free:
-        port = free.getsockname()[1]
-    blocks = list(steps(port))
+    blocks = list(steps(free_port))
     assert sum("fanstream.cli" in block.source for block in blocks) == 8
     run_blocks(blocks, str(PAGE))
     roots = Kit.load("hospitals/kits/server").trust.roots
