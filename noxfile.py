@@ -78,6 +78,10 @@ OLDEST: Final = min(PYTHONS, key=lambda version: int(version.partition(".")[2]))
 os.environ["PATH"] = os.pathsep.join([*(str(path.parent) for path in FOUND.values()), os.environ.get("PATH", "")])
 
 
+# Two processes, whatever the machine: many tests run on real time, and more at once would be each other's noise. One
+# that has done its half takes of the other's.
+PYTEST: Final = ("python", "-m", "pytest", "-n", "2", "--dist", "worksteal")
+
 # What says the same on every Python: the pure machines, whole scripts and pages, what is counted rather than run, and
 # the threats. The first Python runs them.
 ONCE: Final = (
@@ -115,14 +119,14 @@ def group(name: str) -> tuple[str, ...]:
 def tests(session: nox.Session) -> None:
     """Run the whole suite; posargs go to pytest.
 
-    The first Python tells every failure, and runs what the others would tell nothing more of; those stop at their
-    first failure. Each simulates scenarios of its own.
+    The first Python tells every failure, and runs what the others would tell nothing more of. Of those, a process stops
+    at its first failure. Each simulates scenarios of its own.
     """
     first = session.python == PYTHONS[0]
     # The others do without aiofastnet, so that TLS by asyncio is tested as well.
     session.install(TESTED_EXTRAS if first else TESTED_EXTRAS.replace("fasttls,", ""), *group("test"))
     fewer = [] if first else ["-x", *(f"--ignore=tests/{path}" for path in ONCE)]
-    session.run("python", "-m", "pytest", *fewer, *session.posargs)
+    session.run(*PYTEST, *fewer, *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
@@ -132,7 +136,7 @@ def compiled(session: nox.Session) -> None:
     # What says nothing of a build, and the logs, whose tests make events of nothing: a compiled one takes none.
     left_out = ("docs", "fuzz", "mutants", "test_benchmarks.py", "threats/test_t24_logs.py")
     fewer = [f"--ignore=tests/{path}" for path in left_out]
-    session.run("python", "-m", "pytest", *fewer, *session.posargs)
+    session.run(*PYTEST, *fewer, *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])

@@ -1,9 +1,10 @@
-"""What every test may use: the two backends, a free port, and the gate before tests that need torch."""
+"""What every test may use: the backends, a free port, the gate before tests that need torch, a last collection."""
 
 from __future__ import annotations
 
 import gc
 import socket
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,6 +48,13 @@ def pytest_collection_finish() -> None:
     """Take what stays until the end, above all thousands of tests, out of every later garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_fails_as_it_is_collected() -> Iterator[None]:
+    """Collect what the last test left as long as it can fail for that: no process of pytest-xdist tells of it later."""
+    yield
+    gc.collect()
 
 
 COMPILED = not (getattr(core, "__file__", "") or "").endswith(".py")
