@@ -33,6 +33,7 @@ from tests.federation import (
     everywhere,
     federation,
     hubs,
+    is_real,
     over_sockets,
     until,
     within_the_process,
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.anyio
 
 PROMISED = 0.1  # seconds, beside the time under way
 DELAY = 0.04  # seconds each way, on links within the process
-SLACK = 0.1  # for a busy machine, where the clock is real
+SLACK = 2.0  # for a busy machine, where the clock is real
 
 
 class BlockedLater(Blocked):
@@ -138,7 +139,7 @@ async def test_blocked_producers_and_consumers_are_cancelled_when_the_abort_arri
             await aborting.run()
             aborting.check()
             # The clock stands still but for the way: nothing was waited for. A thread is waited for in real time.
-            spare = PROMISED if how == "from a thread" else 1e-5
+            spare = SLACK if how == "from a thread" else 1e-5
             assert aborting.sites_took == [pytest.approx(DELAY, abs=spare)] * 2
             assert aborting.opener_took == pytest.approx(2 * DELAY, abs=spare)
 
@@ -312,7 +313,9 @@ class Pausing(Numbers):
         return await super().produce(stream_ctx, fl_ctx)
 
 
-async def cancel_everywhere(fed: Federation, ending: str, stream: Callable[[Strike], Awaitable[Any]]) -> None:
+async def cancel_everywhere(
+    transport: str, fed: Federation, ending: str, stream: Callable[[Strike], Awaitable[Any]]
+) -> None:
     """Have *stream* struck at each of its suspensions in turn; nothing may be left after any of them."""
     keepers = [Keeper().register(site) for site in fed.sites.values()]
     await fed.stream(Numbers(0))  # engines without an address dial at their first stream: test_links.py cancels that
@@ -325,7 +328,8 @@ async def cancel_everywhere(fed: Federation, ending: str, stream: Callable[[Stri
             except LookupError:
                 assert ending == "error"
         if strike.struck_at is not None:
-            assert anyio.current_time() - strike.struck_at < PROMISED + SLACK, f"at suspension {n}"
+            took = anyio.current_time() - strike.struck_at
+            assert took < PROMISED + (SLACK if is_real(transport) else 0), f"at suspension {n}"
         caught += scope.cancelled_caught
         await fed.settle()
         for keeper in keepers:
@@ -351,7 +355,7 @@ async def test_cancelled_at_every_suspension_point_nothing_is_left(transport: st
         async def stream(strike: Strike) -> None:
             await strike.watch(fed.stream(Pausing(ending), options=StreamOptions(window=window)))
 
-        await cancel_everywhere(fed, ending, stream)
+        await cancel_everywhere(transport, fed, ending, stream)
 
 
 @everywhere
@@ -372,7 +376,7 @@ async def test_cancelled_at_every_suspension_of_either_task_nothing_is_left(
                 patch.setattr(ProducerRun, task, watched)
                 await fed.stream(Pausing(ending), options=StreamOptions(window=2))
 
-        await cancel_everywhere(fed, ending, stream)
+        await cancel_everywhere(transport, fed, ending, stream)
 
 
 @hubs
@@ -402,7 +406,7 @@ async def test_signals_form_a_tree(transport: str) -> None:
     run.trigger("again")
     assert (run.reason, other.reason, stream.reason) == ("all", "all", "mine")
     assert run.child().triggered
-    with anyio.fail_after(1):
+    with anyio.fail_after(10):
         await other.wait()
         with run.scope() as scope:
             await anyio.sleep_forever()
