@@ -43,6 +43,14 @@ def slope(samples: Sequence[Sample]) -> float:
     return linear_regression(hours, [sample.resident / MIB for sample in samples]).slope
 
 
+def tenths(samples: Sequence[Sample], seconds: float) -> list[int]:
+    """Return the least bytes resident in each tenth of a run, to see how what grows does: in steps, or all the time."""
+    parts: list[list[int]] = [[] for _ in range(10)]
+    for sample in samples:
+        parts[min(9, int(10 * sample.at / seconds))].append(sample.resident)
+    return [min(part) for part in parts if part]
+
+
 def growth(values: Sequence[int]) -> int:
     """Return by how much the least of the last third exceeds the least of the first; a leak raises the least."""
     third = len(values) // 3
@@ -68,7 +76,7 @@ def verdict(processes: Mapping[str, Sequence[Sample]], seconds: float) -> tuple[
         tasks = growth([sample.tasks for sample in kept])
         figures[name] = {
             "samples": len(kept),
-            "resident_mib": round(kept[-1].resident / MIB, 1) if kept else None,
+            "resident_mib": [round(least / MIB, 1) for least in tenths(samples, seconds)],
             "slope_mib_per_h": round(steep, 2),
             "descriptors": descriptors,
             "tasks": tasks,

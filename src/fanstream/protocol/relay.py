@@ -33,7 +33,7 @@ _FORWARDED: Final = frozenset(
 )
 _MAX_BUFFERS: Final = 256
 _KEPT_BLOCKS: Final = 64  # while streams are forwarded
-_KEPT_IDLE: Final = 8  # while none is: what another will want first
+_KEPT_IDLE: Final = 2  # while none is: what one stream fills, at the default of `Limits.relay_window`
 
 
 class RelayPool:
