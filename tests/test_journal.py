@@ -272,6 +272,36 @@ async def test_a_disk_that_is_full_takes_further_streams_once_there_is_room(path
         assert bytes(again.kept[2].replies[1][0].buffers[0]) == large
 
 
+@both
+@pytest.mark.anyio
+async def test_what_is_over_while_the_disk_is_full_is_dropped_once_there_is_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget, tries = Store.forget, 0
+
+    def full(store: Store, number: int) -> None:
+        nonlocal tries
+        tries += 1
+        raise fault(sqlite3.SQLITE_FULL, "database or disk is full")
+
+    async with Opened(path) as opened:
+        for stream in (b"s", b"t"):
+            await begun(opened, 2, stream=stream * 16)
+        monkeypatch.setattr(Store, "forget", full)
+        for stream in (b"s", b"t"):
+            opened.journal.forget("server", stream * 16)
+        await anyio.sleep(5.5)
+        assert tries <= 3 + 5, "once a second, both at once"
+        await begun(opened, 1, stream=b"u" * 16)  # what can be written is
+        monkeypatch.setattr(Store, "forget", forget)
+        await anyio.sleep(1)
+        await opened.journal.flush()
+        rows = opened.journal._store.execute("SELECT id FROM streams").fetchall()
+        assert len(rows) == 1
+    async with Opened(path) as again:
+        assert [kept.opening.stream for kept in again.kept] == [b"u" * 16]
+
+
 def test_a_commit_is_on_the_disk(path: Path) -> None:
     store = Store(path, "site-1")
     found = [store._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import logging
+import math
 import os
 import sqlite3
 import stat
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -32,6 +34,8 @@ _log = logging.getLogger(__name__)
 _APPLICATION: Final = 0x46414E53  # "FANS", in the header of the file
 _VERSION: Final = 4  # of the tables
 _SMALLEST: Final = 512  # bytes: a page of SQLite's
+_AGAIN: Final = 1.0  # seconds after which it is tried again to drop what is over
+_OWED: Final = 0  # in place of a stream's number, which begins at 1: what is over of several
 _PIECE: Final = 64 * 1024 * 1024  # bytes: SQLite takes no value of more than 1 GB
 _LOG_SIZE: Final = 64 * 1024 * 1024  # bytes of the write-ahead log that stay allocated
 _BROKEN: Final = frozenset((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
@@ -360,6 +364,11 @@ class Store:
             self._connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (number,))  # noqa: S608 - names of ours
 
 
+def _make_all(steps: Sequence[Step], store: Store) -> None:
+    for step in steps:
+        step(store)
+
+
 class DamageError(Exception):
     """What was read is not what was written."""
 
@@ -395,6 +404,7 @@ class Journal:
         self._face = face
         self._limiter = anyio.CapacityLimiter(1)
         self._steps: deque[tuple[Record, Step]] = deque()
+        self._owed: list[Step] = []  # streams that are over, and could not be dropped
         self._news = face.wakeup()
         self._idle = face.wakeup()
         self._writing = False
@@ -439,22 +449,34 @@ class Journal:
     async def run(self) -> None:
         """Write what is asked for, in order, all that waits at one time with one sync."""
         while True:
-            while self._steps:
-                batch, self._steps = self._steps, deque()
-                self._writing = True
-                steps = [(record.number, step) for record, step in batch if record.error is None or record.forgotten]
-                failed = await anyio.to_thread.run_sync(self._store.write, steps, limiter=self._limiter)
-                self._writing = False
-                self._written(batch, failed)
-            self._idle.set()
-            await self._news.wait()
+            if self._steps or self._owed:
+                await self._write()
+            if not self._steps:
+                self._idle.set()
+                with anyio.move_on_after(_AGAIN if self._owed else math.inf):
+                    await self._news.wait()
+
+    async def _write(self) -> None:
+        batch, self._steps = self._steps, deque()
+        owed, self._owed = self._owed, []
+        self._writing = True
+        steps = [(record.number, step) for record, step in batch if record.error is None or step is record.last]
+        if owed:
+            steps.insert(0, (_OWED, partial(_make_all, owed)))
+        failed = await anyio.to_thread.run_sync(self._store.write, steps, limiter=self._limiter)
+        self._writing = False
+        if _OWED in failed:
+            self._owed += owed
+        self._written(batch, failed)
 
     def _written(self, batch: deque[tuple[Record, Step]], failed: dict[int, JournalError]) -> None:
-        for record, _ in batch:
+        for record, step in batch:
             error = failed.get(record.number)
             if error is not None and record.error is None:
                 record.error = error
                 _log.error("engine %s: %s", self.site, error)
+            if error is not None and step is record.last:
+                self._owed.append(step)
             record.settled()
 
     async def flush(self) -> None:
@@ -506,8 +528,7 @@ class Journal:
         """Drop a stream, if it is here."""
         record = self._records.pop((opener, stream), None)
         if record is not None:
-            record.forgotten = True
-            record.ask(lambda store: store.forget(record.number))
+            record.end_with(lambda store: store.forget(record.number))
 
 
 class Record:
@@ -515,8 +536,8 @@ class Record:
 
     Attributes:
         number: the journal's, of the stream.
-        error: why something of it could not be written: nothing more of it is.
-        forgotten: whether it is to be dropped.
+        error: why something of it could not be written: nothing more of it is, save that it is dropped.
+        last: the step that drops it, once that is asked for.
     """
 
     def __init__(self, journal: Journal, number: int, face: Face) -> None:
@@ -525,12 +546,22 @@ class Record:
         self._pending = 0
         self.number = number
         self.error: JournalError | None = None
-        self.forgotten = False
+        self.last: Step | None = None
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether it is to be dropped."""
+        return self.last is not None
 
     def ask(self, step: Step) -> None:
         """Have a step made soon."""
         self._pending += 1
         self._journal.add(self, step)
+
+    def end_with(self, step: Step) -> None:
+        """Have the stream dropped; tried again and again until it can be written."""
+        self.last = step
+        self.ask(step)
 
     def settled(self) -> None:
         """Hear that a step was made, or failed."""

@@ -1546,6 +1546,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "journal.py",
+        "            if error is not None and step is record.last:\n",
+        "            if False:\n",
+        "streams that end while the disk is full stay in the journal",
+        _JOURNAL,
+    ),
+    Mutation(
+        "journal.py",
         "            record.ask(lambda store: store.follow(record.number, routing))\n",
         "            pass\n",
         "a site that is restarted forgets which life of an opener it has met",

@@ -915,6 +915,7 @@ async def test_what_cannot_be_written_ends_the_stream_with_its_error(
         await until(lambda: all(keeper.rcs for keeper in keepers.values()), 60)
         assert [keeper.rcs for keeper in keepers.values()] == [["TASK_ABORTED"]] * 2
         assert (await opener.begin(engine, Seekable(2)).done()).complete, "other streams go on"
+        await until(lambda: not rows(opener.path), 60)
 
 
 async def test_sites_hear_that_their_ends_are_known_once_the_journal_has_forgotten_the_stream(

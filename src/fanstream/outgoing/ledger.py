@@ -215,8 +215,8 @@ class Entry(Record):
     def forget(self, after: Callable[[], object] = _nothing) -> None:
         """Drop the stream: it has ended. What was asked for already is not asked for again."""
         if not self.forgotten:
-            self.forgotten = True
-            self.ask(lambda store: store.execute("DELETE FROM outgoing WHERE id = ?", (self.number,)), after)
+            self.last = lambda store: store.execute("DELETE FROM outgoing WHERE id = ?", (self.number,))
+            self.ask(self.last, after)
 
     async def written(self) -> None:
         """Return once all that was asked for is on the disk.
