@@ -294,7 +294,7 @@ async def test_what_is_over_while_the_disk_is_full_is_dropped_once_there_is_room
         assert tries <= 3 + 5, "once a second, both at once"
         await begun(opened, 1, stream=b"u" * 16)  # what can be written is
         monkeypatch.setattr(Store, "forget", forget)
-        await anyio.sleep(1)
+        await anyio.sleep(2)
         await opened.journal.flush()
         rows = opened.journal._store.execute("SELECT id FROM streams").fetchall()
         assert len(rows) == 1

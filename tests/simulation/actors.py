@@ -69,6 +69,7 @@ class Actors:
         opener: in its life that has it under way.
         resumed: this is not its first.
         judged: how many objects the application has judged, in any life of the opener.
+        garbled: a bit has been flipped on some link: what comes need not be what was sent.
         objections: what must not happen, and did.
     """
 
@@ -86,6 +87,7 @@ class Actors:
         self.judged = 0
         self.said_end = False  # an application has said that there are no more, or why to end
         self.value: Any = None  # what it has ended the stream with, in any life of the opener
+        self.garbled = False
         self.producer: Producer
         self.produce_from(0)
 
@@ -206,6 +208,8 @@ class Producer(ObjectProducer):
     def check(self, site: str, seq: int, reply: Shareable) -> None:
         if not self.dead:
             self.actors.heard[site].add(seq)
+        if self.actors.garbled:
+            return
         size = self.actors.sites[site].reply_sizes[seq]
         if reply["n"] != seq or reply["data"] != data(self.actors.number, seq, size, 1):
             self.actors.object(f"{site} replied to object {reply['n']}, taken for {seq}")
@@ -285,7 +289,7 @@ class Consumer(ObjectConsumer):
     ) -> tuple[bool, Shareable]:
         factory = self.factory
         book, script, actors = factory.book, factory.script, factory.actors
-        seq = shareable["n"]
+        seq = stream_ctx[StreamContextKey.SEQ] if actors.garbled else shareable["n"]
         if book.dead:
             await anyio.sleep_forever()
         if book.running or "finalize" in book.log or not factory.may_consume(seq):
@@ -294,7 +298,7 @@ class Consumer(ObjectConsumer):
             actors.object(f"{factory.site} consumes {seq}, to which its reply was heard, once more")
         if seq != stream_ctx[StreamContextKey.SEQ]:
             actors.object(f"object {seq} came to {factory.site} as number {stream_ctx[StreamContextKey.SEQ]}")
-        if shareable["data"] != data(actors.number, seq, actors.script.sizes[seq], 0):
+        if not actors.garbled and shareable["data"] != data(actors.number, seq, actors.script.sizes[seq], 0):
             actors.object(f"object {seq} came to {factory.site} as another")
         book.consumed.append(seq)
         book.running = True

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,8 @@ from unittest import mock
 
 import anyio
 import anyio.to_thread
+
+from fanstream.journal import Step, Store
 
 SLOWEST: Final = 0.02
 """Seconds that a call in a thread takes at most, before what it does is done; and once more until that is known."""
@@ -57,9 +60,14 @@ class Threads:
 
 
 class Disks:
-    """The journals of one run: a file for each life of each engine that has one."""
+    """The journals of one run: a file for each life of each engine that has one.
+
+    Attributes:
+        full: names of engines whose disks have no room now.
+    """
 
     def __init__(self) -> None:
+        self.full: set[str] = set()
         self._folder: Path | None = None
         self._lives: dict[str, int] = {}
 
@@ -78,7 +86,25 @@ class Disks:
             if file.name in (before.name, f"{before.name}-wal"):
                 shutil.copy(file, str(file).replace(before.name, self.path(name).name))
 
+    @contextmanager
+    def instead(self) -> Iterator[None]:
+        """Have nothing be written where there is no room."""
+        commit = Store._commit
+
+        def commit_if_there_is_room(store: Store, steps: Sequence[Step]) -> None:
+            full = store.path.name.rpartition("-")[0] in self.full
+            commit(store, [*steps, _find_no_room] if full else steps)
+
+        with mock.patch.object(Store, "_commit", commit_if_there_is_room):
+            yield
+
     def close(self) -> None:
         """Remove them all."""
         if self._folder is not None:
             shutil.rmtree(self._folder)
+
+
+def _find_no_room(store: Store) -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
@@ -69,6 +70,7 @@ class StreamScript(Script):
         stop: whether, and how, somebody else does.
         stop_at: when.
         durable: the next life of an opener that crashes resumes it.
+        forsaken: no, it does not, though it might.
     """
 
     shape: Shape = "class"
@@ -98,14 +100,24 @@ class StreamScript(Script):
     stop_at: float = 0.0
     sites: tuple[tuple[str, SiteScript], ...] = ()
     durable: bool = False
+    forsaken: bool = False
+
+
+FaultKind = Literal["stall", "one way", "cut", "cut after", "slow", "flap", "flip"]
 
 
 @dataclass(frozen=True, repr=False)
 class Fault(Script):
-    """What happens to a link: to the newest that leads from or to ``site`` at that moment."""
+    """What happens to a link: to the newest that leads from or to ``site`` at that moment.
+
+    Attributes:
+        kind: ``one way``: nothing arrives in one direction; ``flip``: one bit near the beginning of a frame is changed.
+        seconds: how long it stalls; infinite for good.
+        count: bytes, or times; which way, which of the next frames, and which bit.
+    """
 
     at: float
-    kind: Literal["stall", "cut", "cut after", "slow", "flap"]
+    kind: FaultKind
     site: str
     seconds: float = 0.0
     count: int = 0
@@ -135,6 +147,23 @@ class Claim(Script):
 
 
 @dataclass(frozen=True, repr=False)
+class FullDisk(Script):
+    """Nothing can be written to an engine's journal for a while."""
+
+    site: str
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
+class ClockJump(Script):
+    """The wall clocks of all engines are set forward by so many seconds, or back."""
+
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, repr=False)
 class Scenario(Script):
     """One run.
 
@@ -159,6 +188,8 @@ class Scenario(Script):
     absences: tuple[Absence, ...]
     claims: tuple[Claim, ...]
     journals: tuple[str, ...] = ()
+    full_disks: tuple[FullDisk, ...] = ()
+    jumps: tuple[ClockJump, ...] = ()
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -167,14 +198,24 @@ class Scenario(Script):
 
     def __repr__(self) -> str:
         lines = super().__repr__()
-        for kind in ("StreamScript(", "Fault(", "Absence(", "Claim(", "('site-", "('server'"):
+        for kind in (
+            "StreamScript(",
+            "Fault(",
+            "Absence(",
+            "Claim(",
+            "FullDisk(",
+            "ClockJump(",
+            "('site-",
+            "('server'",
+        ):
             lines = lines.replace(kind, f"\n    {kind}")
         return lines
 
 
 def scenario(seed: int) -> Scenario:
     """Draw a scenario."""
-    return _keep(random.Random(f"journals of {seed}"), _Drawing(random.Random(seed)).scenario(seed))
+    plan = _keep(random.Random(f"journals of {seed}"), _Drawing(random.Random(seed)).scenario(seed))
+    return plan if plan.calm else _worsen(random.Random(f"further faults of {seed}"), plan)
 
 
 def _keep(rng: random.Random, plan: Scenario) -> Scenario:
@@ -187,11 +228,9 @@ def _keep(rng: random.Random, plan: Scenario) -> Scenario:
     streams = tuple(_kept(rng, stream, journals) for stream in plan.streams)
     absences = list(plan.absences)
     for stream in () if plan.calm else streams:
-        seconds = 0.05 * len(stream.sizes) + sum(stream.makes) + sum(stream.judges)
-        seconds += max(sum(site.delays) for _, site in stream.sites) if stream.sites else 0.0
         for name in (stream.opener, *stream.targets):
             if name in journals and rng.random() < 0.5:
-                moment = stream.start + _ticks(rng, seconds + 0.1)
+                moment = _moment(rng, stream)
                 absences.append(Absence(name, moment, _ticks(rng, rng.choice([0.05, 1.0])), crash=True))
     return replace(
         plan,
@@ -209,6 +248,38 @@ def _kept(rng: random.Random, stream: StreamScript, journals: set[str]) -> Strea
         sites = tuple((name, replace(site, fails="", registered=0.0)) for name, site in stream.sites)
         stream = replace(stream, ending="", stop="", drop=0, progress_timeout=None, resume_window=60.0, sites=sites)
     return stream
+
+
+def _worsen(rng: random.Random, plan: Scenario) -> Scenario:
+    """Have further things happen while the streams run; drawn apart, too."""
+    faults = list(plan.faults)
+    if rng.random() < 0.1:
+        stream = rng.choice(plan.streams)
+        seconds = rng.choice([_ticks(rng, 1), _ticks(rng, 20), math.inf])
+        faults.append(Fault(_moment(rng, stream), "one way", stream.opener, seconds, rng.randint(0, 1)))
+    if rng.random() < 0.08:
+        stream = rng.choice(plan.streams)
+        moment = stream.start + _ticks(rng, 0.2)
+        faults.append(Fault(moment, "flip", rng.choice([stream.opener, *stream.targets]), count=rng.getrandbits(20)))
+    disks = [
+        FullDisk(name, _moment(rng, rng.choice(plan.streams)), rng.choice([_ticks(rng, 0.1), _ticks(rng, 1), 5.0]))
+        for name in plan.journals
+        if rng.random() < 0.2
+    ]
+    down = [absence for absence in plan.absences if absence.site in plan.journals]
+    jumps: tuple[ClockJump, ...] = ()
+    if down and rng.random() < 0.3:  # while an engine is down: between what it has written and what it reads
+        absence = rng.choice(down)
+        jumps = (ClockJump(absence.at + _ticks(rng, absence.seconds), rng.choice([-1e6, -30.0, 30.0, 1e6])),)
+    streams = tuple(replace(one, forsaken=True) if one.durable and rng.random() < 0.2 else one for one in plan.streams)
+    return replace(plan, streams=streams, faults=tuple(faults), full_disks=tuple(disks), jumps=jumps)
+
+
+def _moment(rng: random.Random, stream: StreamScript) -> float:
+    """Draw a moment while a stream runs, if all goes as usual."""
+    seconds = 0.05 * len(stream.sizes) + sum(stream.makes) + sum(stream.judges)
+    seconds += max(sum(site.delays) for _, site in stream.sites) if stream.sites else 0.0
+    return stream.start + _ticks(rng, seconds + 0.1)
 
 
 def _ticks(rng: random.Random, most: float, least: float = 0.0) -> float:
@@ -264,9 +335,7 @@ class _Drawing:
 
     def fault(self, names: tuple[str, ...]) -> Fault:
         rng = self.rng
-        kind: Literal["stall", "cut", "cut after", "slow", "flap"] = rng.choice(
-            ["stall", "cut", "cut", "cut after", "cut after", "slow", "flap", "flap"]
-        )
+        kind: FaultKind = rng.choice(["stall", "cut", "cut", "cut after", "cut after", "slow", "flap", "flap"])
         seconds = rng.choice([self.ticks(1), self.ticks(20)]) if kind == "stall" else 0.0
         count = rng.randint(0, 100_000) if kind in ("cut after", "slow") else rng.randint(1, 10)
         return Fault(self.ticks(3), kind, rng.choice(names), seconds, count)

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import random
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import anyio
 from anyio.lowlevel import current_token
@@ -24,12 +24,24 @@ from fanstream.errors import ClosedError, NameInUseError
 from fanstream.options import Limits
 from fanstream.outgoing.stream import OutgoingStream
 from fanstream.policies import Drop, Quorum
+from fanstream.protocol.frames import CHUNK_HEADER_SIZE, FrameType
 from fanstream.protocol.opener import OpenerLeg
 from fanstream.streaming import UnfinishedStream
-from fanstream.testing import FaultyNetwork, LinkControl, asyncio_backend, trio_backend
+from fanstream.testing import Direction, FaultyNetwork, Frame, LinkControl, asyncio_backend, trio_backend
 from tests.simulation.actors import Actors, Factory
 from tests.simulation.disk import SLOWEST, Disks, Threads
-from tests.simulation.scenario import HUB, SERVER, Absence, Claim, Fault, Scenario, StreamScript, scenario
+from tests.simulation.scenario import (
+    HUB,
+    SERVER,
+    Absence,
+    Claim,
+    ClockJump,
+    Fault,
+    FullDisk,
+    Scenario,
+    StreamScript,
+    scenario,
+)  # fmt: skip
 from tests.simulation.shapes import run_stream
 from tests.simulation.verdict import Course, Verdict
 
@@ -45,18 +57,21 @@ QUIET: Final = 200.0
 _EPSILON: Final = 0.001
 _LINGER: Final = 40.0  # seconds after which all that a stalled link has delayed has happened; they cost heartbeats
 _SOON: Final = 5.0
+_IN_USE: Final = (0, 1, 4, 5, 8, 12)  # bytes of a header: of length, type, flags, alias and number
+_BEGINNING: Final = 96  # bytes of a frame: its header, and what control frames and envelopes say
 
 
 class _Objections(logging.Handler):
-    """What the package's own log says of a run in which everybody is honest."""
+    """What the package's own log says of a run: of a defect, and of who breaks the rules where nobody garbles."""
 
-    def __init__(self, objections: list[str]) -> None:
+    def __init__(self, objections: list[str], *, garbled: bool) -> None:
         super().__init__(logging.WARNING)
         self._objections = objections
+        self._garbled = garbled
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if "defect" in message or "protocol" in message:
+        if "defect" in message or ("protocol" in message and not self._garbled):
             cause = f": {record.exc_info[1]!r}" if record.exc_info else ""
             self._objections.append(f"the log says: {message}{cause}")
 
@@ -83,6 +98,7 @@ class World:
         self.births = anyio.Event()  # set, and made anew, as an engine begins
         self.over = anyio.Event()
         self.began = anyio.current_time()
+        self.wall_is_ahead = 0.0  # seconds by which wall clocks were set forward, or back
         self.settings = EngineSettings(
             limits=Limits(**dict(plan.limits)),
             registration_grace=plan.registration_grace,
@@ -245,10 +261,45 @@ class World:
             link.up.cut_after(fault.count)
         elif fault.kind == "slow":
             link.down.rate = link.up.rate = 10_000.0 + fault.count
+        elif fault.kind == "flip":
+            self.garble(link.up if fault.count % 2 else link.down, fault.count // 2)
+        elif fault.kind == "one way":
+            direction = link.up if fault.count else link.down
+            direction.stall()
+            if fault.seconds < math.inf:
+                await anyio.sleep(fault.seconds)
+                direction.resume()
         else:
             link.stall()
             await anyio.sleep(fault.seconds)
             link.resume()
+
+    def garble(self, direction: Direction, draw: int) -> None:
+        """Flip a bit near the beginning of one of the next frames; which, is drawn."""
+        self.course.garbled = True
+        for actors in self.actors:
+            actors.garbled = True
+        where, passing = divmod(draw, 4)
+
+        def flip(frame: Frame) -> list[Frame]:
+            nonlocal passing
+            passing -= frame.kind != FrameType.HELLO
+            return [_Garbled(*frame).with_flipped(where) if passing == -1 else frame]
+
+        direction.rewrite = flip
+
+    async def fill(self, full: FullDisk) -> None:
+        """Let an engine's disk be full for a while."""
+        await self.until(full.at)
+        self.course.full.add(full.site)
+        self.disks.full.add(full.site)
+        await anyio.sleep(full.seconds)
+        self.disks.full.discard(full.site)
+
+    async def jump(self, jump: ClockJump) -> None:
+        """Set all wall clocks."""
+        await self.until(jump.at)
+        self.wall_is_ahead += jump.seconds
 
     # -- streams --
 
@@ -262,6 +313,9 @@ class World:
             return
         resume: str | None = None
         while not await self.live_stream(actors, await self.alive(script.opener), resume):
+            if script.forsaken:
+                actors.stopped = True
+                return
             left = self.left_of(actors, await self.alive(script.opener))
             if left is None and actors.begun:
                 return
@@ -373,8 +427,21 @@ class World:
 
     # -- the whole --
 
+    def set_wall_clock(self) -> None:
+        """Have the time of day be this run's."""
+        native: Any = current_token().native_token
+        if isinstance(native, asyncio.AbstractEventLoop):
+            clock: Any = native
+        else:
+            import trio
+
+            clock = trio.lowlevel.current_clock()
+        time = anyio.current_time
+        clock.wall = lambda: time() + self.wall_is_ahead
+
     async def run(self) -> None:
         plan = self.plan
+        self.set_wall_clock()
         with self.network:
             async with anyio.create_task_group() as tg:
                 for name in plan.engines:
@@ -386,10 +453,18 @@ class World:
                         work.start_soon(self.harm, fault)
                     for claim in plan.claims:
                         work.start_soon(self.claim, claim)
+                    for full in plan.full_disks:
+                        work.start_soon(self.fill, full)
+                    for jump in plan.jumps:
+                        work.start_soon(self.jump, jump)
                     ends = [one.at + one.seconds for one in plan.absences]
                     ends += [one.at + one.seconds for one in plan.claims]
                     last = max(ends, default=0.0)
                     work.start_soon(self.until, last + (_LINGER if plan.seed % 8 == 0 else _SOON))
+                if self.course.garbled:
+                    self.heal()
+                if self.course.garbled or any(fault.seconds == math.inf for fault in plan.faults):
+                    await anyio.sleep(SILENCE + _SOON)  # until the last of such links is noticed, and there is another
                 await self.settle()
                 for actors in self.actors:
                     Verdict(self.course, actors).sites()
@@ -425,6 +500,12 @@ class World:
                 if rows != (0, 0):
                     found.append(f"{engine.name}: {rows} streams of others and of its own are in its journal")
         return found
+
+    def heal(self) -> None:
+        """Cut links on which a bit was flipped: what they were told wrongly holds for as long as they do."""
+        for link in self.network.links:
+            if link.alive and (link.up.rewrite or link.down.rewrite):
+                link.cut()
 
     async def settle(self) -> None:
         """Wait until no stream has left anything behind."""
@@ -464,6 +545,25 @@ class World:
         self.objections.append("once more: it takes longer than 60 s")
 
 
+class _Garbled(Frame):
+    """A frame that is packed with one bit changed, as often as not in a field of the header that is in use."""
+
+    draw: int
+
+    def with_flipped(self, draw: int) -> Self:
+        self.draw = draw
+        return self
+
+    def pack(self) -> bytes:
+        data = bytearray(super().pack())
+        draw, bit = divmod(self.draw, 8)
+        draw, anywhere = divmod(draw, 2)
+        beginning = CHUNK_HEADER_SIZE if self.kind == FrameType.CHUNK else _BEGINNING  # in data nobody would notice
+        position = draw % min(len(data), beginning) if anywhere else _IN_USE[draw % len(_IN_USE)]
+        data[position] ^= 1 << bit
+        return bytes(data)
+
+
 async def _consume(shareable: Shareable, stream_ctx: Any, fl_ctx: Any) -> None:
     """Answer OK."""
 
@@ -495,7 +595,7 @@ def play(plan: Scenario, backend: str) -> list[str]:
     """
     seed = plan.seed
     objections: list[str] = []
-    handler = _Objections(objections)
+    handler = _Objections(objections, garbled=any(fault.kind == "flip" for fault in plan.faults))
     log = logging.getLogger("fanstream")
     level, propagate = log.level, log.propagate
     log.addHandler(handler)
@@ -514,7 +614,7 @@ def play(plan: Scenario, backend: str) -> list[str]:
             await World(plan, disks, objections).run()
 
     try:
-        with Threads(seed).instead():
+        with Threads(seed).instead(), disks.instead():
             anyio.run(main, backend=name, backend_options=options)
     except BaseExceptionGroup as group:
         objections.append(f"raised: {[repr(each) for each in _leaves(group)]}")
