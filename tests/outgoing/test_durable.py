@@ -918,6 +918,26 @@ async def test_what_cannot_be_written_ends_the_stream_with_its_error(
         await until(lambda: not rows(opener.path), 60)
 
 
+async def test_a_site_that_had_ended_when_the_disk_was_full_is_let_go_and_so_is_its_way(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lives(tmp_path, transport) as (opener, keepers), opener.life(crash=False) as engine:
+
+        async def leave_as_the_disk_fills(n: int) -> Any:
+            if n < 2:
+                return None
+            error = JournalError(opener.path, "cannot be written: database or disk is full", "Make room")
+            monkeypatch.setattr(Store, "write", lambda store, steps: {number: error for number, _ in steps})
+            return await leave_at_once(n)
+
+        keepers["site-1"].do = leave_as_the_disk_fills
+        running = opener.begin(engine, Seekable(50))
+        await until(lambda: running.error is not None, 60)
+        assert keepers["site-1"].rcs == ["OK"]
+        await until(lambda: not any(link.core.legs for link in opener.fed.server._links), 5)
+        await until(lambda: not opener.fed.sites["site-1"]._links._resuming, 5)
+
+
 async def test_sites_hear_that_their_ends_are_known_once_the_journal_has_forgotten_the_stream(
     transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

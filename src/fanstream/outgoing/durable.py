@@ -370,11 +370,8 @@ class DurableStream(OutgoingStream):
         super().forget()
         self._early.clear()
         over, self._over = self._over, {}
-        for leg in over.values():
-            if self._failure is None:
-                leg.done()
-            else:
-                leg.close()
+        for leg in over.values():  # also where the disk does not know: hubs on the way keep it until they hear this
+            leg.done()
         if self._entry is not None:
             self._entry.forget()
 
