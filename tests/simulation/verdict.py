@@ -206,15 +206,18 @@ class Verdict:
         dropped = result is not None and result.sites[name].rc == "TIMEOUT"
         stopped = self.actors.stopped or dropped or self.course.faulted
         left = script.fails == "leave" and script.at <= last
+        roomless = name in self.course.full  # what it has said then, its next life may not know
         failed = script.fails in ("raise in consume", "nonsense") and script.at <= last
         quits = script.fails in ("end in consume", "end and answer") and script.at <= last
         ended = self.actors.said_end or result is not None
         possible: dict[str, Callable[[], object]] = {
             "OK": lambda: ended or (left and script.leaves_with == "OK"),
             "TASK_ABORTED": lambda: stopped,
-            "COMMUNICATION_ERROR": lambda: self.course.faulted and not (self.goes_on and self.hears(name)),
+            "COMMUNICATION_ERROR": lambda: (
+                self.course.faulted and not (self.goes_on and self.hears(name) and not roomless)
+            ),
             "TIMEOUT": lambda: idle,
-            "EXECUTION_EXCEPTION": lambda: failed or name in self.course.full,
+            "EXECUTION_EXCEPTION": lambda: failed or roomless,
             "EMPTY_RESULT": lambda: left and script.leaves_with == "EMPTY_RESULT",
             script.ends_with: lambda: quits,
         }
