@@ -1602,6 +1602,13 @@ MUTATIONS: Final[tuple[Mutation, ...]] = (
     ),
     Mutation(
         "outgoing/durable.py",
+        "            leg.done()\n",
+        "            leg.close()\n",
+        "a hub keeps what a durable stream has ended while its opener could not write",
+        _DURABLE,
+    ),
+    Mutation(
+        "outgoing/durable.py",
         "            leg.sent = max(leg.sent, final)\n",
         "            pass\n",
         "a site hears another number of objects in one life than in the one before",
