@@ -92,6 +92,7 @@ ONCE: Final = (
     "fuzz",
     "mutants",
     "outgoing/test_durable.py",
+    "outgoing/test_durable_ends.py",
     "processes",
     "protocol/test_machines.py",
     "protocol/test_receiving.py",
