@@ -6,8 +6,8 @@ Threads are stood in for: what they do takes virtual time, half of it before it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import anyio
@@ -28,6 +28,7 @@ from fanstream import (
     StreamResult,
 )
 from fanstream.errors import ClosedError
+from fanstream.outgoing.handle import OpenStream
 from fanstream.testing import FaultyNetwork
 from tests.federation import Federation, Keeper, check_account, federation, on_memory, until
 from tests.security.kits import identities
@@ -228,17 +229,28 @@ class Leaving(Site):
         return False, Shareable(self._reply)
 
 
+@asynccontextmanager
+async def with_a_long_end(
+    transport: str, monkeypatch: pytest.MonkeyPatch, kind: type[Site]
+) -> AsyncIterator[OpenStream]:
+    """An open stream to a site whose end takes long to decode; afterwards what it has brought is there."""
+    monkeypatch.setattr(anyio.to_thread, "run_sync", _take_time)
+    async with federation(transport, 1) as fed:
+        site = kind({}, LONG)
+        fed.sites["site-1"].register_stream_processing("models", "weights", site, site.done)
+        async with fed.server.open_stream("models", "weights", ["site-1"]) as stream:
+            yield stream
+        assert stream.result is not None
+        assert stream.result.sites["site-1"].end_result == LONG
+
+
 async def test_a_stream_may_be_ended_while_the_end_of_its_site_is_decoded(
     transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anyio.to_thread, "run_sync", _take_time)
-    async with federation(transport, 1) as fed:
-        site = Leaving({}, LONG)
-        fed.sites["site-1"].register_stream_processing("models", "weights", site, site.done)
-        async with fed.server.open_stream("models", "weights", ["site-1"]) as stream:
-            assert set(await stream.send(Shareable(), timeout=30)) == {"site-1"}
-        assert stream.result is not None
-        assert (stream.result.complete, stream.result.sites["site-1"].end_result) == (True, LONG)
+    async with with_a_long_end(transport, monkeypatch, Leaving) as stream:
+        assert set(await stream.send(Shareable(), timeout=30)) == {"site-1"}
+    assert stream.result is not None
+    assert stream.result.complete
 
 
 class Ending(Site):
@@ -253,20 +265,12 @@ class Ending(Site):
 async def test_an_object_may_be_sent_while_the_end_of_a_site_is_decoded(
     transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anyio.to_thread, "run_sync", _take_time)
-    async with federation(transport, 1) as fed:
-        site = Ending({}, LONG)
-        fed.sites["site-1"].register_stream_processing("models", "weights", site, site.done)
-        async with (
-            fed.server.open_stream("models", "weights", ["site-1"]) as stream,
-            anyio.create_task_group() as tg,
-        ):
-            tg.start_soon(stream.send, Shareable(), 30)
-            await anyio.sleep(HALF)
-            assert await stream.send(Shareable(), timeout=30) == {}
-        assert stream.result is not None
-        assert stream.result.sites["site-1"].outcomes == {"not_sent": 2}
-        assert stream.result.sites["site-1"].end_result == LONG
+    async with with_a_long_end(transport, monkeypatch, Ending) as stream, anyio.create_task_group() as tg:
+        tg.start_soon(stream.send, Shareable(), 30)
+        await anyio.sleep(HALF)
+        assert await stream.send(Shareable(), timeout=30) == {}
+    assert stream.result is not None
+    assert stream.result.sites["site-1"].outcomes == {"not_sent": 2}
 
 
 async def test_an_object_may_be_sent_while_the_last_reply_of_a_lost_site_is_decoded(

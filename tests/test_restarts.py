@@ -138,10 +138,12 @@ class Stream:
         self.fed = fed
         self.producer = producer
         self.options = StreamOptions(**options)
+        self.scope = anyio.CancelScope()  # cancelled for an opener that goes
         self.result: StreamResult | None = None
 
     async def run(self) -> None:
-        self.result = await self.fed.stream(self.producer, ["site-1"], options=self.options)
+        with self.scope:
+            self.result = await self.fed.stream(self.producer, ["site-1"], options=self.options)
 
     async def done(self) -> StreamResult:
         await until(lambda: self.result is not None, 200)
@@ -280,12 +282,7 @@ async def test_without_a_journal_the_stream_is_lost_at_once(transport: str, tmp_
 
 async def test_an_opener_that_does_not_come_back_ends_the_stream_as_ever(transport: str, tmp_path: Path) -> None:
     async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
-        scope = anyio.CancelScope()
         stream = Stream(fed, Numbers(9, timeout=300), resume_window=20)
-
-        async def run() -> None:
-            with scope:
-                await stream.run()
 
         async def block(n: int) -> None:
             if n:
@@ -293,9 +290,9 @@ async def test_an_opener_that_does_not_come_back_ends_the_stream_as_ever(transpo
 
         site.keeper.do = block
         async with site.life():
-            tg.start_soon(run)
+            tg.start_soon(stream.run)
             await site.keeper.blocked.wait()
-        scope.cancel()
+        stream.scope.cancel()
         await anyio.sleep(200)  # the opener has forgotten it
         async with site.life() as engine:
             began = anyio.current_time()
@@ -315,12 +312,7 @@ async def test_a_life_does_not_begin_the_wait_anew_that_another_has_begun(
 ) -> None:
     """A site that restarts again and again lets go of a stream whose opener has gone, when it would have anyway."""
     async with lives(tmp_path, transport) as (fed, site), anyio.create_task_group() as tg:
-        scope = anyio.CancelScope()
         stream = Stream(fed, Numbers(9, timeout=300), resume_window=40)
-
-        async def run() -> None:
-            with scope:
-                await stream.run()
 
         async def second(n: int) -> Any:
             if not n:
@@ -332,11 +324,11 @@ async def test_a_life_does_not_begin_the_wait_anew_that_another_has_begun(
 
         site.keeper.do = second
         async with site.life() as engine:
-            tg.start_soon(run)
+            tg.start_soon(stream.run)
             await until(lambda: len(site.keeper.seen) == 2, 60)
             await until(lambda: not ended or not engine._incoming)
             began = anyio.current_time()
-        scope.cancel()
+        stream.scope.cancel()
         await anyio.sleep(1)  # the opener's abort finds nobody, and is kept for as long as the window
         fed.server._links._resuming.clear()
         whole = 40 + 60 * ended
@@ -610,6 +602,8 @@ async def test_a_stream_that_the_next_life_would_not_take_does_not_go_on(
             await until(lambda: not engine._incoming)
             assert len(engine._links._resuming) == 0
             assert ended or (site.keeper.rcs, site.keeper.log[-1]) == (["COMMUNICATION_ERROR"], "done_cb")
+            assert engine._journal is not None
+            await engine._journal.flush()
         end = result.sites["site-1"]
         assert end.resumed == 0
         assert end.reason.endswith(reason)
