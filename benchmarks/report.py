@@ -27,6 +27,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 SUITE: Final[tuple[tuple[str, ...], ...]] = (
     ("start_up",),
     ("encoding",),
+    ("costly_envelopes",),
     ("sealed",),
     ("memory",),
     ("fan_out",),

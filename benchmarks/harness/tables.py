@@ -59,6 +59,8 @@ HEADINGS: Final = {
     "site_growth_mib": "site, MiB beyond the object",
     "sites_mib": "peak of all sites' process, MiB",
     "size": "bytes",
+    "stall_cpu_ms": "longest turn, CPU ms of the loop's thread",
+    "stall_ms": "longest turn, ms",
     "us_per_object": "us per object",
     "us_per_object_and_site": "us per object and site",
     "us_per_stream_and_site": "us per stream and site",
