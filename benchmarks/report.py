@@ -37,6 +37,7 @@ SUITE: Final[tuple[tuple[str, ...], ...]] = (
     ("idle",),
     ("stalled_site",),
     ("endurance",),
+    ("journal",),
     ("huge_file", "--size", str(4 * GIB)),
     ("many_sites", "--sites", "50"),
     ("large_objects",),
