@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.anyio, on_memory]
 @pytest.mark.parametrize("window", [1, 4])
 async def test_a_stream_goes_on_in_the_next_lives_of_its_opener(transport: str, tmp_path: Path, window: int) -> None:
     async with lives(tmp_path, transport, window=window) as (opener, keepers):
-        running = await crashed_after(opener, 3)
+        running = await crashed_after(opener, 3, Seekable(60))
         stream_id = running.stream_id
         firsts = []
         for _ in range(2):
@@ -50,22 +50,22 @@ async def test_a_stream_goes_on_in_the_next_lives_of_its_opener(transport: str, 
                     stream_id, "models", "weights", tuple(SITES),
                 )  # fmt: skip
                 firsts.append(left.first)
-                running = opener.begin(engine, Seekable(20), stream_id)
-                await until(lambda running=running: len(running.producer.judged) >= 4, 60)  # type: ignore[misc]
+                running = opener.begin(engine, Seekable(60), stream_id)
+                await until(lambda running=running: len(running.producer.judged) > window, 60)  # type: ignore[misc]
                 assert running.producer.sought == [left.first]
                 assert engine.unfinished_streams() == []
         async with opener.life(crash=False) as engine:
             (left,) = engine.unfinished_streams()
             firsts.append(left.first)
-            running = opener.begin(engine, Seekable(20), stream_id)
+            running = opener.begin(engine, Seekable(60), stream_id)
             result = await running.done()
             assert result.complete, result
-            assert (result.stream_id, result.first, result.objects) == (stream_id, left.first, 20 - left.first)
-            assert result.outcomes == {"replied": 2 * (20 - left.first)}
-            assert running.producer.judged == list(range(left.first, 20))
+            assert (result.stream_id, result.first, result.objects) == (stream_id, left.first, 60 - left.first)
+            assert result.outcomes == {"replied": 2 * (60 - left.first)}
+            assert running.producer.judged == list(range(left.first, 60))
         assert firsts == sorted(set(firsts)), "each life has settled some"
         for keeper in keepers.values():
-            assert keeper.seen == list(range(20)), "nothing was consumed twice"
+            assert keeper.seen == list(range(60)), "nothing was consumed twice"
             assert keeper.rcs == ["OK"]
         async with opener.life() as engine:
             assert engine.unfinished_streams() == [], "an ended stream leaves the journal"
