@@ -105,11 +105,10 @@ async def measure(loop: str, rounds: int, most: int) -> list[dict[str, Any]]:
             async with engine.open_stream(CHANNEL, TOPIC, [SITE]) as stream:
                 for count in range(rounds + 1):
                     for kind, obj in objects.items():
-                        await stream.send(nothing, timeout=TIMEOUT)
-                        await stream.send(obj, timeout=TIMEOUT)
+                        await stream.send(nothing, timeout=TIMEOUT)  # a look
                         told = []
-                        for _ in range(2):  # the turns up to its own reply, and those that this took
-                            replies = await stream.send(nothing, timeout=TIMEOUT)
+                        for each in (obj, nothing):  # turns up to its consumption, and those that its reply took
+                            replies = await stream.send(each, timeout=TIMEOUT)
                             told.append(replies[SITE])
                         if count:
                             wall[kind].append(max(reply["wall"] for reply in told))
