@@ -16,7 +16,8 @@ from fanstream import ConsumerFactory, ObjectConsumer, Shareable, StreamOptions
 from fanstream.codec import Codec, decode, tags
 from tests.federation import federation, within_the_process
 
-pytestmark = pytest.mark.anyio
+# They watch, or hold up, what a payload calls of its codec, which compiled parts call directly.
+pytestmark = [pytest.mark.anyio, pytest.mark.interpreted]
 
 LONG = ["some text of this list"] * 1500  # about 35 KiB of envelope
 
@@ -70,7 +71,6 @@ class Answering(ObjectConsumer, ConsumerFactory):
         pass
 
 
-@pytest.mark.interpreted
 @within_the_process
 async def test_long_and_short_ones_keep_their_order(transport: str, threads: list[threading.Thread]) -> None:
     number = 12
@@ -128,7 +128,6 @@ async def test_arrays_of_an_object_with_a_long_envelope_are_private_and_writable
     assert arrays["large"][1] == 1
 
 
-@pytest.mark.interpreted
 @within_the_process
 async def test_a_library_is_imported_by_a_thread(
     transport: str, threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
