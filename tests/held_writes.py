@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fanstream.journal import Store
+from fanstream.store import Store
 
 
 class HeldWrites:

@@ -20,8 +20,9 @@ import pytest
 from fanstream import EngineSettings, StreamEngine
 from fanstream.codec import Encoded
 from fanstream.errors import JournalError
-from fanstream.journal import Journal, Kept, Record, Store, _State, check
+from fanstream.journal import Journal, Record
 from fanstream.protocol import bodies
+from fanstream.store import Kept, State, Store, check
 from fanstream.testing import asyncio_backend, trio_backend
 from fanstream.wakeup import current_face
 from tests.striking import Strike
@@ -214,7 +215,7 @@ async def test_nothing_is_written_after_what_failed(path: Path, monkeypatch: pyt
     async with Opened(path) as opened:
         record = opened.journal.begin(OPENING, b"context")
         record.ask(lambda store: store.begin(record.number + 100, b"", b""))
-        record.ask(lambda store: store.mark(record.number, _State()))
+        record.ask(lambda store: store.mark(record.number, State()))
         record.ask(lambda store: store.begin(record.number + 200, b"", b""))
         with pytest.raises(JournalError, match="disk is full"):
             await record.begun()

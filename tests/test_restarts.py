@@ -28,10 +28,10 @@ from fanstream import (
     make_reply,
 )
 from fanstream.errors import JournalError
-from fanstream.journal import Store
 from fanstream.observe import AUDIT_LOGGER, PolicyDecided
 from fanstream.options import Limits
 from fanstream.security import Policy
+from fanstream.store import Store
 from fanstream.testing import FaultyNetwork
 from tests.federation import Federation, Keeper, Numbers, delayed, federation, on_memory, until
 from tests.held_writes import HeldWrites

@@ -41,11 +41,12 @@ from .transports.addresses import parse_all
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .journal import Journal, Kept
+    from .journal import Journal
     from .options import EngineSettings, StreamOptions
     from .outgoing.ledger import Ledger
     from .sealing import Sealing
     from .security.kit import Kit
+    from .store import Kept
 
 _log = logging.getLogger(__name__)
 

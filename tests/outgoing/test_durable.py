@@ -22,8 +22,8 @@ from fanstream import (
     make_reply,
 )
 from fanstream.errors import CodecError, SecurityError, UnknownStreamError
-from fanstream.journal import Store
 from fanstream.options import Limits
+from fanstream.store import Store
 from tests.federation import Numbers, on_memory, until
 from tests.held_writes import HeldWrites
 from tests.outgoing.lives import (

@@ -21,9 +21,9 @@ from fanstream import (
     make_reply,
 )
 from fanstream.errors import JournalError
-from fanstream.journal import Store
 from fanstream.options import Limits
 from fanstream.protocol.frames import FrameType
+from fanstream.store import Store
 from fanstream.testing import Frame
 from tests.federation import Keeper, on_memory, until
 from tests.outgoing.lives import (

@@ -15,7 +15,7 @@ from unittest import mock
 import anyio
 import anyio.to_thread
 
-from fanstream.journal import Step, Store
+from fanstream.store import Step, Store
 
 SLOWEST: Final = 0.02
 """Seconds that a call in a thread takes at most, before what it does is done; and once more until that is known."""

@@ -19,8 +19,9 @@ from ..tasks import Tasks
 from .stream import Host, IncomingStream
 
 if TYPE_CHECKING:
-    from ..journal import Journal, Kept, Record
+    from ..journal import Journal, Record
     from ..sealing import Sealing, SiteSeal
+    from ..store import Kept
 
 _log = logging.getLogger(__name__)
 

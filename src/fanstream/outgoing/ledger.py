@@ -16,8 +16,9 @@ import msgspec
 
 from ..deadlines import Deadline, Deadlines
 from ..errors import UnknownStreamError
-from ..journal import DamageError, Journal, Record, Store, check, checked
+from ..journal import Journal, Record
 from ..protocol import bodies
+from ..store import DamageError, Store, check, checked
 from ..streaming import UnfinishedStream
 from ..wakeup import Face
 

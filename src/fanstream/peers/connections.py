@@ -38,10 +38,11 @@ from .resuming import Resuming
 from .sites import Sites
 
 if TYPE_CHECKING:
-    from ..journal import Journal, Kept
+    from ..journal import Journal
     from ..options import EngineSettings
     from ..security.identity import Identity
     from ..security.kit import Kit
+    from ..store import Kept
 
 _log = logging.getLogger(__name__)
 
