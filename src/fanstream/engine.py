@@ -25,6 +25,7 @@ from .incoming.serving import Serving
 from .observe import Audit, EventStream
 from .outgoing.handle import OpenStream
 from .outgoing.producing import ProducerRun
+from .outgoing.request import Request
 from .outgoing.running import Work, running
 from .outgoing.stream import OutgoingStream
 from .peers.authorization import Authorization
@@ -427,16 +428,14 @@ class StreamEngine(StreamableEngine):
             self._authorization.check_opening(channel, topic, names)
         if secure and self._sealing is None:
             raise SecurityError(f"secure=True: {self.name} has no identity to seal with; nothing was sent")
+        request = Request(channel, topic, names, options, optional, secure)
         make: Callable[..., OutgoingStream] = OutgoingStream
         if options.durable or resume is not None:
             from .outgoing.durable import maker
 
-            make = maker(self._ledger, self._links.take_up, resume, channel, topic, names, options, optional, secure)
+            make = maker(self._ledger, self._links.take_up, resume, request)
         signal = fl_ctx.get_run_abort_signal().child()
-        stream = make(
-            self, channel, topic, stream_ctx, names, fl_ctx.under(signal), options, optional=optional,
-            secure=secure, signal=signal,
-        )  # fmt: skip
+        stream = make(self, request, stream_ctx, fl_ctx.under(signal), signal)
         return stream, stream.encode_opening()
 
     def unfinished_streams(self) -> list[UnfinishedStream]:
@@ -536,10 +535,8 @@ class StreamEngine(StreamableEngine):
 
         options = StreamOptions(connect_grace=grace)
         context = self.new_context()
-        asking = OutgoingStream(
-            self, CHANNEL, TOPIC, {}, targets, context, options,
-            optional=False, secure=False, signal=context.get_run_abort_signal(),
-        )  # fmt: skip
+        request = Request(CHANNEL, TOPIC, targets, options)
+        asking = OutgoingStream(self, request, {}, context, context.get_run_abort_signal())
         async with self._running(asking):
             nothing = self.codec.encode_value({"stream_ctx": {}, "props": {}, "job": ""})  # it is not sealed
             await asking.open(nothing)

@@ -22,11 +22,12 @@ from ..protocol.gather import Flight, Outcome, Standing
 from ..protocol.opener import OpenerLeg
 from ..shareable import ReservedHeaderKey, Shareable
 from .ledger import Entry, Ledger, Left, Sites, SiteState, Verdict
+from .request import Request
 from .stream import Host, OutgoingStream
 from .unpacking import decode_end
 
 if TYPE_CHECKING:
-    from ..options import StreamOptions
+    pass
 
 _PEER_PROPS: Final = ReservedHeaderKey.PEER_PROPS
 _LONGEST_ABORT: Final = 0.1  # seconds that an abort waits for the disk: whoever aborts is in a hurry
@@ -56,23 +57,16 @@ class DurableStream(OutgoingStream):
     def __init__(
         self,
         host: Host,
-        channel: str,
-        topic: str,
+        request: Request,
         stream_ctx: StreamContext,
-        targets: Sequence[str],
         fl_ctx: FLContext,
-        options: StreamOptions,
-        *,
-        optional: bool,
-        secure: bool,
         signal: AbortSignal,
+        *,
         ledger: Ledger,
         left: Left | None,
         take_up: TakeUp,
     ) -> None:
-        super().__init__(
-            host, channel, topic, stream_ctx, targets, fl_ctx, options, optional=optional, secure=secure, signal=signal
-        )
+        super().__init__(host, request, stream_ctx, fl_ctx, signal)
         self._ledger = ledger
         self._left = left
         self._take_up = take_up
@@ -380,12 +374,7 @@ def maker(
     ledger: Ledger | None,
     take_up: TakeUp,
     resume: object,
-    channel: str,
-    topic: str,
-    targets: Sequence[str],
-    options: StreamOptions,
-    optional: bool,
-    secure: bool,
+    request: Request,
 ) -> Callable[..., DurableStream]:
     """Return what makes a durable stream, given the arguments of an outgoing one.
 
@@ -393,12 +382,7 @@ def maker(
         ledger: the engine's, if it has one.
         take_up: makes the legs of a stream that an earlier life has left.
         resume: the id of the stream that is to go on; None for a new one.
-        channel: as the caller gave it; so are all that follow.
-        topic: the topic.
-        targets: the names of the sites.
-        options: how the stream runs.
-        optional: whether sites may turn it away.
-        secure: whether it is to be sealed.
+        request: what is asked for.
 
     Raises:
         TypeError: *resume* is not a str.
@@ -407,34 +391,24 @@ def maker(
     """
     if ledger is None:
         raise ValueError("a durable stream needs EngineSettings.journal, which is None")
-    if secure:
+    if request.secure:
         raise ValueError("secure is True: the keys of a sealed stream are never written down, so it cannot be durable")
-    left = None
-    if resume is not None:
-        left = _find(ledger, resume, channel, topic, targets, options, optional)
+    left = None if resume is None else _find(ledger, resume, request)
     return partial(DurableStream, ledger=ledger, left=left, take_up=take_up)
 
 
-def _find(
-    ledger: Ledger,
-    stream: object,
-    channel: str,
-    topic: str,
-    targets: Sequence[str],
-    options: StreamOptions,
-    optional: bool,
-) -> Left:
+def _find(ledger: Ledger, stream: object, request: Request) -> Left:
     if not isinstance(stream, str):
         raise TypeError(f"resume is {stream!r} of type {type(stream).__name__}, expected a stream's id as a str")
     left = ledger.find(stream)
     told = left.opening
     # The sites go by what OPEN has said: a larger backlog would be against the rules to them.
     for name, given, kept in (
-        ("channel", channel, told.channel),
-        ("topic", topic, told.topic),
-        ("targets", sorted(targets), sorted(told.targets)),
-        ("optional", optional, told.optional),
-        ("options.backlog", options.backlog, told.backlog),
+        ("channel", request.channel, told.channel),
+        ("topic", request.topic, told.topic),
+        ("targets", sorted(request.targets), sorted(told.targets)),
+        ("optional", request.optional, told.optional),
+        ("options.backlog", request.options.backlog, told.backlog),
     ):
         if given != kept:
             raise ValueError(f"{name} is {given!r}, but {kept!r} in the journal for stream {stream}")

@@ -30,12 +30,13 @@ from ..streaming import StreamResult
 from ..wakeup import Face, Wakeup
 from .dues import Dues
 from .held import Held, Offer
+from .request import Request
 from .results import conclude
 from .unpacking import Host as UnpackingHost
 from .unpacking import Unpacking
 
 if TYPE_CHECKING:
-    from ..options import EngineSettings, StreamOptions
+    from ..options import EngineSettings
     from ..sealing import OpenerSeal
 
 _HEADERS: Final = ReservedHeaderKey.HEADERS
@@ -66,13 +67,9 @@ class OutgoingStream:
 
     Args:
         host: the engine.
-        channel, topic: the stream's address.
+        request: what is asked for.
         stream_ctx: the caller's own dict; its entries travel with OPEN.
-        targets: site names, checked.
         fl_ctx: the opener's context; its public props travel with OPEN.
-        options: how the stream runs.
-        optional: sites that do not take the stream are skipped.
-        secure: the stream is sealed; ``seal_with`` is called before it is opened.
         signal: triggered to abort the stream.
 
     Attributes:
@@ -85,22 +82,17 @@ class OutgoingStream:
     def __init__(
         self,
         host: Host,
-        channel: str,
-        topic: str,
+        request: Request,
         stream_ctx: StreamContext,
-        targets: Sequence[str],
         fl_ctx: FLContext,
-        options: StreamOptions,
-        *,
-        optional: bool,
-        secure: bool,
         signal: AbortSignal,
     ) -> None:
+        targets, options = request.targets, request.options
         self._host = host
         self._options = options
         self._window = options.window
         self._copies = options.copy_objects
-        self._optional = optional
+        self._optional = request.optional
         self._legs: dict[str, OpenerLeg] = {}
         self.gathering = Gathering(targets, options.gather, options.backlog)
         self._pacing: Pacing | None = None
@@ -128,12 +120,13 @@ class OutgoingStream:
         self.keep_offers = False
         self.offers: deque[Offer] = deque()
         self.on_news: Callable[[], object] = _nothing
-        stream_ctx[StreamContextKey.CHANNEL] = channel
-        stream_ctx[StreamContextKey.TOPIC] = topic
+        stream_ctx[StreamContextKey.CHANNEL] = request.channel
+        stream_ctx[StreamContextKey.TOPIC] = request.topic
         resume = math.ceil(options.resume_window * 1000)
         self.opening = Opening(
-            os.urandom(16), host.name, [], channel, topic, options.backlog, optional, host.life, resume, secure
-        )
+            os.urandom(16), host.name, [], request.channel, request.topic, options.backlog, request.optional,
+            host.life, resume, request.secure,
+        )  # fmt: skip
         self._seal: OpenerSeal | None = None
         stream_ctx[StreamContextKey.STREAM_ID] = self.stream_id
         self._unpacking = Unpacking(host, self.stream_id, self._handle)
