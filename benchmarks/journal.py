@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.streams, options.objects = 1, 4, 4
-    rows = [
-        anyio.run(measure, loop, options.rounds, streams, options.objects, journal, backend_options=backend)
-        for loop in options.loops or loops()[-1:]
-        for backend in ({"use_uvloop": loop == "uvloop"},)
-        for streams in (1, options.streams)
-        for journal in (False, True)
-    ]
+    rows: list[dict[str, Any]] = []
+    for loop in options.loops or loops()[-1:]:
+        backend = {"use_uvloop": loop == "uvloop"}
+        for streams, journal in product((1, options.streams), (False, True)):
+            work = (options.rounds, streams, options.objects, journal)
+            rows.append(anyio.run(measure, loop, *work, backend_options=backend))
     say("journal", options, rows)
 
 

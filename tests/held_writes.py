@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,6 +32,15 @@ class HeldWrites:
             return write(store, steps)
 
         patch.setattr(Store, "write", held)
+
+    def killed(self, crash: Callable[[], object]) -> Callable[[], None]:
+        """Return what crashes an engine, and only then lets its writes through."""
+
+        def kill() -> None:
+            crash()
+            self.release()
+
+        return kill
 
     def release(self) -> None:
         """Let all through: who is dead may write where nobody reads."""

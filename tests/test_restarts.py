@@ -462,12 +462,7 @@ async def test_a_site_may_be_killed_between_any_two_writes(transport: str, tmp_p
             site.keeper.seen.clear()
             with pytest.MonkeyPatch.context() as patch:
                 held = HeldWrites(patch, passing)
-
-                def killed(held: HeldWrites = held) -> None:
-                    crash()
-                    held.release()
-
-                site.crash = killed  # type: ignore[method-assign]
+                site.crash = held.killed(crash)  # type: ignore[method-assign]
                 async with site.life():
                     tg.start_soon(stream.run)
                     await until(lambda: held.stopped or stream.result is not None, 60)  # noqa: B023 - called at once

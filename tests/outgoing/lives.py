@@ -169,6 +169,18 @@ async def lives(folder: Path, transport: str, **options: Any) -> AsyncIterator[t
             network.refused.clear()
 
 
+def hanging(keeper: Keeper, number: int) -> anyio.Event:
+    """Have a site consume nothing from object *number* on, until the event that is returned is set."""
+    going = anyio.Event()
+
+    async def hang(n: int) -> None:
+        if n == number:
+            await going.wait()
+
+    keeper.do = hang
+    return going
+
+
 async def crashed_after(opener: Lives, judged: int, producer: Seekable | None = None) -> Running:
     """Have a stream's opener die once so many objects were judged."""
     async with opener.life() as engine:

@@ -31,6 +31,7 @@ from tests.outgoing.lives import (
     SITES,
     Seekable,
     crashed_after,
+    hanging,
     lives,
 )
 
@@ -206,13 +207,7 @@ async def test_a_slow_site_misses_nothing_and_what_was_judged_without_it_is_judg
     transport: str, tmp_path: Path
 ) -> None:
     async with lives(tmp_path, transport, gather=Quorum(1), max_lag=8) as (opener, keepers):
-        going = anyio.Event()
-
-        async def hang(n: int) -> None:
-            if n == 2:
-                await going.wait()
-
-        keepers["site-2"].do = hang
+        going = hanging(keepers["site-2"], 2)
         await crashed_after(opener, 6)
         async with opener.life(crash=False) as engine:
             (left,) = engine.unfinished_streams()
@@ -371,12 +366,7 @@ async def test_an_opener_may_be_killed_between_any_two_writes(transport: str, tm
                 keeper.rcs.clear()
             with pytest.MonkeyPatch.context() as patch:
                 held = HeldWrites(patch, passing)
-
-                def killed(held: HeldWrites = held) -> None:
-                    crash()
-                    held.release()
-
-                opener.crash = killed  # type: ignore[method-assign]
+                opener.crash = held.killed(crash)  # type: ignore[method-assign]
                 async with opener.life() as engine:
                     running = opener.begin(engine, Seekable(3))
                     await until(lambda: held.stopped or running.result is not None, 60)  # noqa: B023 - called at once

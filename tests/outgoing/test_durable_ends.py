@@ -34,6 +34,7 @@ from tests.outgoing.lives import (
     Seekable,
     bye,
     crashed_after,
+    hanging,
     leave_at_once,
     lives,
     rows,
@@ -258,13 +259,7 @@ async def test_what_an_end_leaves_open_is_produced_again_and_no_more_than_that(
     transport: str, tmp_path: Path, many: int
 ) -> None:
     async with lives(tmp_path, transport, gather=Quorum(1), max_lag=8) as (opener, keepers):
-        going = anyio.Event()
-
-        async def hang(n: int) -> None:
-            if n == 2:
-                await going.wait()
-
-        keepers["site-2"].do = hang
+        going = hanging(keepers["site-2"], 2)
         async with opener.life() as engine:
             opener.begin(engine, Seekable(5))
             await until(lambda: keepers["site-1"].rcs, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+from abc import abstractmethod
 from collections import deque
 from typing import Any, Final
 
@@ -192,9 +193,9 @@ class Streams(RuleBasedStateMachine):
         self.streams: list[Stream] = []  # those that at least one end still knows
         self.all: dict[int, Stream] = {}
 
+    @abstractmethod
     def path(self, opener: str, target: str) -> list[Node]:
         """The nodes from one to another."""
-        raise NotImplementedError
 
     # -- the wire --
 
